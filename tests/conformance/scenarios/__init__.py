@@ -1,0 +1,30 @@
+"""The scenarios, one module for each kind of operation."""
+
+from tests.conformance.play import Scenario
+from tests.conformance.scenarios import (
+    attributes,
+    creating,
+    linking,
+    names,
+    opening,
+    reading,
+    removing,
+    renaming,
+    users,
+    writing,
+)
+
+SCENARIOS: tuple[Scenario, ...] = (
+    *reading.SCENARIOS,
+    *creating.SCENARIOS,
+    *removing.SCENARIOS,
+    *renaming.SCENARIOS,
+    *linking.SCENARIOS,
+    *opening.SCENARIOS,
+    *writing.SCENARIOS,
+    *attributes.SCENARIOS,
+    *names.SCENARIOS,
+    *users.SCENARIOS,
+)
+
+assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS), "names are unique"
