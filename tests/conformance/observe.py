@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from tests.conformance.doors import Folder, Layers, Opener, alive, kernel
+from tests.conformance.doors import Door, Folder, Layers, Opener, alive, kernel, watched
 from tests.conformance.play import Player, Scenario
 from tests.tree import Snapshot, build, snapshot
 
@@ -55,6 +55,11 @@ def _top(scenario: Scenario) -> str:
     return "." if scenario.alone else scenario.name
 
 
+def _shown(door: Door, scenario: Scenario) -> Snapshot:
+    with watched(door):
+        return snapshot(door, _top(scenario))
+
+
 def prepare(layers: Layers, scenarios: Sequence[Scenario]) -> None:
     """Build the layers that scenarios of one union start from."""
     layers.make()
@@ -81,11 +86,11 @@ def observe(
         seen.update(_play(opener, layers, members))
         with kernel(layers) as door:
             for scenario in members:
-                seen[scenario.name].remounted = snapshot(door, _top(scenario))
+                seen[scenario.name].remounted = _shown(door, scenario)
         if reference is not None:
             with opener(reference.layers[union]) as door:
                 for scenario in members:
-                    seen[scenario.name].reread = snapshot(door, _top(scenario))
+                    seen[scenario.name].reread = _shown(door, scenario)
     return Observations(
         by_name=seen,
         layers=places,
@@ -105,7 +110,7 @@ def _play(opener: Opener, layers: Layers, scenarios: Sequence[Scenario]) -> dict
                 stack.close()
                 door = stack.enter_context(opener(layers))
             outcomes = Player(door, _top(scenario)).play(scenario)
-            merged = snapshot(door, _top(scenario))
+            merged = _shown(door, scenario)
             seen[scenario.name] = Observation(outcomes, merged, snapshot(disk, _top(scenario)))
     return seen
 

@@ -1,0 +1,238 @@
+"""Random operations, the same through a door and through the kernel, compared after each step.
+
+Both start from identical copies of random layers. After every operation its result or errno, the
+merged trees and the uppers on disk are equal; at the end the door's layers, mounted natively,
+and the kernel's, seen through the door, are too. Cost: two mounts an example, for a FUSE door a
+child process more. HYPOTHESIS_PROFILE=thorough searches for long.
+"""
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.conformance.doors import (
+    DOORS,
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Folder,
+    Layers,
+    Opener,
+    kernel,
+)
+from tests.conformance.play import Player, Step, do
+from tests.tree import (
+    Node,
+    Tree,
+    build,
+    differences,
+    directory,
+    file,
+    opaque,
+    snapshot,
+    symlink,
+    whiteout,
+)
+
+_COMMON = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("ci", _COMMON, max_examples=25, stateful_step_count=25)
+settings.register_profile("thorough", _COMMON, max_examples=2000, stateful_step_count=60)
+_PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Few names, so that operations meet.
+_NAMES = st.sampled_from(["a", "b", "c"])
+_PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
+_DATA = st.sampled_from([b"", b"x", b"some data"])
+_MODES = st.sampled_from([0o600, 0o644, 0o755, 0o2755, 0o4711, 0o1777])
+_FLAGS = st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE])
+_XATTRS = st.sampled_from(["user.one", "trusted.two", "trusted.overlay.three"])
+_OWNERS = st.integers(-1, 2)
+
+
+@st.composite
+def _trees(draw: st.DrawFn, upper: bool) -> Tree:
+    """A layer: each name of a path in it is a directory, until one that is something else."""
+    leaves = st.one_of(
+        st.builds(file, st.sampled_from([b"", b"1", b"layer"]), _MODES),
+        st.sampled_from([directory(), directory(0o2775, 1, 2), opaque(), whiteout()]),
+        _PATHS.map(symlink),
+    )
+    tree: dict[str, Node] = {}
+    for path in draw(st.lists(_PATHS, max_size=8 if not upper else 5, unique=True)):
+        parts = path.split("/")
+        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        if any(name in tree and tree[name].mode & 0o170000 != 0o040000 for name in above):
+            continue
+        if any(name.startswith(f"{path}/") for name in tree):
+            continue
+        tree[path] = draw(leaves)
+    return tree
+
+
+class Machine(RuleBasedStateMachine):
+    """Plays every step twice."""
+
+    opener: Opener
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        self.players: list[Player] = []
+        self.layers: list[Layers] = []
+        self.doors = ExitStack()
+
+    @initialize(
+        lower=st.lists(_trees(upper=False), min_size=1, max_size=3), upper=_trees(upper=True)
+    )
+    def start(self, lower: list[Tree], upper: Tree) -> None:
+        base = Path(tempfile.mkdtemp(prefix="conformance-machine-"))
+        self.stack.callback(shutil.rmtree, base)
+        self.stack.push(self.doors)
+        for name, opener in (("kernel", kernel), ("door", type(self).opener)):
+            layers = Layers(base / name)
+            layers.make()
+            for root, tree in zip(layers.lower, lower, strict=False):
+                build(root, tree)
+            build(layers.upper, upper)
+            self.layers.append(layers)
+            self.players.append(Player(self.doors.enter_context(opener(layers)), "."))
+
+    def both(self, step: Step) -> None:
+        """The step's outcome is the same."""
+        expected, actual = (player.outcome(step) for player in self.players)
+        assert actual == expected, f"{step}: expected {expected}, got {actual}"
+
+    @invariant()
+    def trees_are_equal(self) -> None:
+        if self.players:
+            expected, actual = (snapshot(player.door) for player in self.players)
+            assert not differences(expected, actual), "merged trees"
+
+    @invariant()
+    def uppers_are_equal(self) -> None:
+        if self.layers:
+            expected, actual = (snapshot(Folder(layers.upper)) for layers in self.layers)
+            assert not differences(expected, actual), "uppers on disk"
+
+    def teardown(self) -> None:
+        with self.stack:
+            if not self.players:
+                return
+            for player in self.players:
+                player.close()
+            self.doors.close()
+            reference, mine = self.layers
+            assert not mine.leftovers(), "work"
+            with kernel(reference) as door:
+                expected = snapshot(door)
+            with kernel(mine) as door:
+                assert not differences(expected, snapshot(door)), "layers mounted natively"
+            with type(self).opener(reference) as door:
+                assert not differences(expected, snapshot(door)), "kernel's layers by the door"
+
+    @rule(path=_PATHS, data=_DATA, flags=st.sampled_from([0, os.O_TRUNC, os.O_APPEND]))
+    def write(self, path: str, data: bytes, flags: int) -> None:
+        self.both(do("write", path, data, flags))
+
+    @rule(path=_PATHS, data=_DATA, flags=st.sampled_from([0, os.O_TRUNC, os.O_EXCL]))
+    def create(self, path: str, data: bytes, flags: int) -> None:
+        self.both(do("write", path, data, flags | os.O_CREAT))
+
+    @rule(path=_PATHS, length=st.integers(-1, 20))
+    def truncate(self, path: str, length: int) -> None:
+        self.both(do("truncate", path, length))
+
+    @rule(path=_PATHS, mode=_MODES)
+    def mkdir(self, path: str, mode: int) -> None:
+        self.both(do("mkdir", path, mode))
+
+    @rule(path=_PATHS)
+    def rmdir(self, path: str) -> None:
+        self.both(do("rmdir", path))
+
+    @rule(path=_PATHS)
+    def unlink(self, path: str) -> None:
+        self.both(do("unlink", path))
+
+    @rule(src=_PATHS, dst=_PATHS, flags=_FLAGS)
+    def rename(self, src: str, dst: str, flags: int) -> None:
+        self.both(do("rename", src, dst, flags))
+
+    @rule(src=_PATHS, dst=_PATHS)
+    def link(self, src: str, dst: str) -> None:
+        self.both(do("link", src, dst))
+
+    @rule(text=_PATHS, path=_PATHS)
+    def symlink(self, text: str, path: str) -> None:
+        self.both(do("symlink", text, path))
+
+    @rule(path=_PATHS)
+    def mkfifo(self, path: str) -> None:
+        self.both(do("mkfifo", path))
+
+    @rule(path=_PATHS, mode=_MODES)
+    def chmod(self, path: str, mode: int) -> None:
+        self.both(do("chmod", path, mode))
+
+    @rule(path=_PATHS, uid=_OWNERS, gid=_OWNERS, follow=st.booleans())
+    def chown(self, path: str, uid: int, gid: int, follow: bool) -> None:
+        self.both(do("chown", path, uid, gid, follow_symlinks=follow))
+
+    @rule(path=_PATHS, seconds=st.integers(0, 3), follow=st.booleans())
+    def utime(self, path: str, seconds: int, follow: bool) -> None:
+        moment = seconds * 10**9 + 7
+        self.both(do("utime", path, (moment, moment), follow_symlinks=follow))
+
+    @rule(path=_PATHS, name=_XATTRS, value=_DATA, flags=st.integers(0, 2))
+    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
+        self.both(do("setxattr", path, name, value, flags))
+
+    @rule(path=_PATHS, name=_XATTRS)
+    def removexattr(self, path: str, name: str) -> None:
+        self.both(do("removexattr", path, name))
+
+    @rule(handle=st.sampled_from("hk"), path=_PATHS, flags=st.sampled_from([os.O_RDWR]))
+    def open(self, handle: str, path: str, flags: int) -> None:
+        for player in self.players:
+            if handle in player.files:
+                player.fclose(handle)
+        self.both(do("open", handle, path, flags))
+
+    @rule(handle=st.sampled_from("hk"), data=_DATA, offset=st.integers(0, 9))
+    def write_open(self, handle: str, data: bytes, offset: int) -> None:
+        self.both(do("fwrite", handle, data, offset))
+
+    @rule(handle=st.sampled_from("hk"))
+    def look_at_open(self, handle: str) -> None:
+        self.both(do("fread", handle, 64))
+        self.both(do("fstat", handle))
+
+    @rule(path=_PATHS)
+    def look(self, path: str) -> None:
+        self.both(do("stat", path))
+        self.both(do("scandir", path))
+        self.both(do("numbers_agree", path))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_random_operations(door: str) -> None:
+    """Whatever is done, in whatever order, the door and the kernel agree."""
+    machine: Any = type(f"Machine_{door.replace('-', '_')}", (Machine,), {"opener": None})
+    machine.opener = staticmethod(DOORS[door])
+    run_state_machine_as_test(machine, settings=_PROFILE)
