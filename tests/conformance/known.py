@@ -18,7 +18,6 @@ class Known:
 
 
 _FUSE = frozenset({"fuse", "fuse-pure"})
-_LIBRARY = frozenset({"library"})
 
 KNOWN_DIFFERENCES: tuple[Known, ...] = (
     Known(
