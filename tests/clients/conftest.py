@@ -20,7 +20,7 @@ from tests.clients.client import Client
 from tests.clients.room import Room
 
 _REPOSITORY = Path(__file__).parents[2]
-_NOT_SOURCE = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
+_NOT_SOURCE = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "*.so")
 _CLIENTS = ["podman", "buildah", "skopeo", "crun", "runc", "busybox"]
 _TOOLS = ["mount.fuse3", "newuidmap", "unshare", "nsenter", "setpriv", "useradd"]
 
@@ -64,7 +64,8 @@ def program_for_users(program: Path, folder: Path) -> Path:
         return program
     sources, environment = folder / "sources", folder / "environment"
     shutil.copytree(_REPOSITORY, sources, ignore=_NOT_SOURCE)
-    subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True)
+    shutil.rmtree(sources / "build", ignore_errors=True)  # it would be installed as it was once
+    subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True, umask=0o022)
     pip = environment / "bin/pip"
     subprocess.run([pip, "install", "--quiet", sources], check=True, umask=0o022)
     return environment / "bin/unionmount"
