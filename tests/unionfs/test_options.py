@@ -1,0 +1,200 @@
+"""The option string: what other programs write is read, and what is rendered is read back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unionfs.options import (
+    OPTIONS,
+    WITHOUT_EFFECT,
+    MountOptions,
+    OptionError,
+    Parsed,
+    parse,
+    reference,
+    render,
+)
+
+
+def read(text: str, **expected: Any) -> Parsed:
+    """Parse text, which must give these options and no other."""
+    parsed = parse(text)
+    assert parsed.options == MountOptions(**expected)
+    return parsed
+
+
+def test_podman_and_buildah_command_lines() -> None:
+    parsed = read(
+        "lowerdir=G/l/A:G/l/B,upperdir=G/ID/diff,workdir=G/ID/work,,volatile", volatile=True
+    )
+    assert (parsed.lower, parsed.upper, parsed.work) == (
+        ["G/l/A", "G/l/B"],
+        "G/ID/diff",
+        "G/ID/work",
+    )
+    assert parsed.ignored == []
+    parsed = read("lowerdir=G/ID/diff:G/ID/empty")
+    assert (parsed.lower, parsed.upper, parsed.work) == (["G/ID/diff", "G/ID/empty"], None, None)
+    assert read("lowerdir=a,upperdir=b,workdir=c,").lower == ["a"]
+
+
+def test_leading_colon_and_several_ranges_in_a_mapping() -> None:
+    ranges = ((0, 1000, 1), (1, 110000, 65536))
+    text = ":0:1000:1:1:110000:65536"
+    read(f"uidmapping={text},gidmapping={text}", uidmapping=ranges, gidmapping=ranges)
+    read('uidmapping="0:1000:1,1:110000:65536"', uidmapping=ranges)
+
+
+@pytest.mark.parametrize(
+    ("text", "lower"),
+    [
+        (r"lowerdir=a\:b:c", ["a:b", "c"]),
+        (r"lowerdir=a\,b:c", ["a,b", "c"]),
+        (r"lowerdir=a\\:b", ["a\\", "b"]),
+        (r'lowerdir="a,b:c"', ["a,b", "c"]),
+        (r'lowerdir=a"b:c"', ['a"b', 'c"']),
+        ("lowerdir=a=b:c", ["a=b", "c"]),
+        ("lowerdir=a:b,lowerdir=c", ["c"]),
+        ("lowerdir+=a:b,lowerdir+=c", ["a:b", "c"]),
+        ("lowerdir=a,lowerdir+=b", ["a", "b"]),
+        ("lowerdir=a\nb", ["a\nb"]),
+    ],
+)
+def test_special_characters_in_paths(text: str, lower: list[str]) -> None:
+    assert read(text).lower == lower
+
+
+def test_quoted_context() -> None:
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    assert read(f'lowerdir=a,context="{label}",ro', context=label, ro=True).lower == ["a"]
+
+
+def test_a_later_option_overrides() -> None:
+    read("ro,rw,nosuid,suid,index=on,index=off,userxattr,nouserxattr", userxattr=False)
+    read("dev,suid,nodev", nodev=True)
+
+
+def test_what_fstab_and_other_programs_add_is_told_as_without_effect() -> None:
+    text = "lowerdir=a,_netdev,noauto,x-systemd.requires=/b,comment=c,max_write=131072,splice_read"
+    parsed = read(text)
+    assert parsed.lower == ["a"]
+    assert parsed.ignored == [
+        "_netdev",
+        "noauto",
+        "x-systemd.requires",
+        "comment",
+        "max_write",
+        "splice_read",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("volatil", "unknown option 'volatil'; did you mean volatile?"),
+        ("lowrdir=a", "unknown option 'lowrdir'; did you mean lowerdir?"),
+        ("=a", "unknown option ''"),
+        ("index", r"option index needs a value: index=on\|off"),
+        ("index=1", r"option index takes on\|off, not '1'"),
+        ("volatile=on", "option volatile takes no value, not 'on'"),
+        ("rw=1", "option rw takes no value, not '1'"),
+        ("timeout=soon", "option timeout takes SECONDS, not 'soon'"),
+        ("timeout=-1", "option timeout takes SECONDS, not '-1'"),
+        ("timeout=nan", "option timeout takes SECONDS, not 'nan'"),
+        ("squash_to_uid=4294967296", "option squash_to_uid takes ID, not '4294967296'"),
+        ("squash_to_gid=root", "option squash_to_gid takes ID, not 'root'"),
+        ("uidmapping=0:1000", "option uidmapping takes INSIDE:ON-DISK:COUNT"),
+        ("uidmapping=", "option uidmapping takes INSIDE:ON-DISK:COUNT"),
+        ("xattr_permissions=3", r"option xattr_permissions takes 0\|1\|2, not '3'"),
+        ("lowerdir=", "option lowerdir names no directory"),
+        ("upperdir", "option upperdir names no directory"),
+        ("lowerdir=a::b", "option lowerdir has an empty path; data-only layers"),
+        ("datadir+=a", r"option datadir\+: data-only layers are not supported"),
+        ("plugins=a", "option plugins: fuse-overlayfs' plugins are not supported"),
+    ],
+)
+def test_bad_options(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse(text)
+
+
+def test_what_depends_on_privilege_is_decided_together() -> None:
+    trusted, user = (MountOptions().decided(trusted=trusted) for trusted in (True, False))
+    assert (trusted.userxattr, trusted.redirect_dir) == (False, "on")
+    assert (user.userxattr, user.redirect_dir) == (True, "off")
+    asked = MountOptions(userxattr=True, redirect_dir="on")
+    assert asked.decided(trusted=True) == asked
+
+
+def test_options_for_fuse_alone_are_told() -> None:
+    assert MountOptions(volatile=True, noatime=True, index=True).only_fuse() == []
+    options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync=False)
+    assert options.only_fuse() == ["uidmapping", "squash_to_uid", "fsync"]
+
+
+def test_each_name_has_one_meaning() -> None:
+    opposites = {row.opposite for row in OPTIONS.values() if row.opposite}
+    assert len(OPTIONS.keys() | opposites | WITHOUT_EFFECT.keys()) == (
+        len(OPTIONS) + len(opposites) + len(WITHOUT_EFFECT)
+    )
+
+
+# What a path may hold: any bytes but NUL and, as no directory is called so, none at all.
+paths = st.binary(min_size=1).map(
+    lambda path: path.replace(b"\0", b",").decode(errors="surrogateescape")
+)
+hostile = st.text(r'\\,:"= ab', min_size=1)
+ids = st.integers(0, 2**32 - 1)
+values: dict[str, st.SearchStrategy[Any]] = {
+    "bool": st.booleans(),
+    "bool | None": st.none() | st.booleans(),
+    "str | None": st.none() | hostile,
+    "int | None": st.none() | ids,
+    "float | None": st.none() | st.floats(0, allow_infinity=False),
+    "tuple[IdRange, ...]": st.lists(st.tuples(ids, ids, ids)).map(tuple),
+}
+words = {
+    "redirect_dir": st.sampled_from([None, "on", "follow", "nofollow", "off"]),
+    "uuid": st.sampled_from([None, "null", "off", "on", "auto"]),
+    "xino": st.sampled_from([None, "on", "auto", "off"]),
+    "verity": st.sampled_from([None, "off", "on", "require"]),
+    "xattr_permissions": st.integers(0, 2),
+}
+all_options = st.builds(
+    MountOptions,
+    **{
+        field.name: words[field.name] if field.name in words else values[str(field.type)]
+        for field in dataclasses.fields(MountOptions)
+    },
+)
+
+
+@given(
+    all_options,
+    st.lists(paths | hostile),
+    st.none() | paths | hostile,
+    st.none() | paths | hostile,
+)
+def test_rendered_options_are_read_back(
+    options: MountOptions, lower: list[str], upper: str | None, work: str | None
+) -> None:
+    text = render(options, lower, upper, work)
+    assert parse(text) == Parsed(lower, upper, work, options, [])
+
+
+@given(st.sampled_from(["lowerdir", "upperdir", "context", "uidmapping"]), st.text('\\,:"=01'))
+def test_any_value_is_read_or_refused(name: str, value: str) -> None:
+    try:
+        parsed = parse(f"{name}={value}")
+    except OptionError:
+        return
+    assert parsed == parse(render(parsed.options, parsed.lower, parsed.upper, parsed.work))
+
+
+def test_reference_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs/options.md"
+    assert page.read_text() == reference(), "run: python -m unionfs.options > docs/options.md"
