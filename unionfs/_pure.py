@@ -1,7 +1,10 @@
 """The system calls of `unionfs.system` without the C extension: `os` where it suffices, else ctypes.
 
-- Names are `str` as `os.fsdecode` gives them, so any byte but NUL and "/" survives.
-- A path is relative to `dir_fd`, which may be an O_PATH descriptor; "" is the descriptor itself.
+The docstrings are the contract of `unionfs._native` too:
+
+- Names are `str` as `os.fsdecode` gives them, so any byte but NUL and "/" survives. A NUL is a
+  ValueError, as in `os`: the kernel would take the name for a shorter one.
+- A path is relative to `dir_fd`, which is open, if only with O_PATH; "" is the descriptor itself.
 - A failure is an OSError with errno, message and the path as it was given.
 - Only `open_beneath`, and `list_dir` through it, guard against symlinks among a path's parents.
   The others follow them, so callers pass one name, or a path whose parents they know.
@@ -46,6 +49,7 @@ _DIRENT: Final = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; the n
 _DIRENT_BUFFER: Final = 32 << 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.setfsuid.restype = _libc.setfsgid.restype = ctypes.c_uint
 
 
 class _OpenHow(ctypes.Structure):
@@ -83,7 +87,14 @@ def _error(number: int, *paths: str | None) -> OSError:
     return OSError(number, os.strerror(number), *paths)
 
 
-def open_beneath(dir_fd: int, path: str, flags: int, mode: int = 0) -> int:
+def _encoded(path: str) -> ctypes.c_char_p:
+    encoded = os.fsencode(path)
+    if 0 in encoded:
+        raise ValueError("embedded null byte")
+    return ctypes.c_char_p(encoded)
+
+
+def open_beneath(dir_fd: int, path: str, /, flags: int, mode: int = 0) -> int:
     """Open `path` without ever leaving `dir_fd`; always O_CLOEXEC.
 
     ELOOP where any component is a symlink; the last one may be, with O_PATH | O_NOFOLLOW.
@@ -99,7 +110,7 @@ def open_beneath(dir_fd: int, path: str, flags: int, mode: int = 0) -> int:
     arguments = (
         ctypes.c_long(_SYS_OPENAT2),
         ctypes.c_long(dir_fd),
-        ctypes.c_char_p(os.fsencode(path) or b"."),
+        _encoded(path or "."),
         ctypes.byref(how),
         ctypes.c_size_t(ctypes.sizeof(how)),
     )
@@ -113,14 +124,14 @@ def open_beneath(dir_fd: int, path: str, flags: int, mode: int = 0) -> int:
             # EPERM is also how old seccomp filters refuse a system call they do not know;
             # a true EPERM shows again in the walk.
             if error.errno in (errno.ENOSYS, errno.EPERM):
-                return _walk_beneath(dir_fd, path, flags, mode)
+                return walk_beneath(dir_fd, path, flags, mode)
             # A rename elsewhere made it uncertain whether a ".." stayed beneath.
             attempts += 1
             if error.errno != errno.EAGAIN or attempts == _OPENAT2_ATTEMPTS:
                 raise _error(error.errno or 0, path) from None
 
 
-def _walk_beneath(dir_fd: int, path: str, flags: int, mode: int) -> int:
+def walk_beneath(dir_fd: int, path: str, flags: int, mode: int) -> int:
     """`open_beneath` for kernels before 5.6: one descriptor a component, and EXDEV for every ".."."""
     names = [name for name in path.split("/") if name not in ("", ".")]
     if path.startswith("/") or ".." in names:
@@ -156,9 +167,9 @@ def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, flags: int = 0)
         _call(
             "renameat2",
             src_dir_fd,
-            ctypes.c_char_p(os.fsencode(src)),
+            _encoded(src),
             dst_dir_fd,
-            ctypes.c_char_p(os.fsencode(dst)),
+            _encoded(dst),
             ctypes.c_uint(flags),
         )
     except OSError as error:
@@ -174,7 +185,7 @@ def _magic(dir_fd: int, path: str) -> tuple[str, bool]:
     return (f"/proc/self/fd/{dir_fd}/{path}", False) if path else (f"/proc/self/fd/{dir_fd}", True)
 
 
-def get_xattr(dir_fd: int, path: str, name: str) -> bytes | None:
+def get_xattr(dir_fd: int, path: str, name: str, /) -> bytes | None:
     """The value, of a symlink itself too; None where it has none or the filesystem cannot."""
     target, follow = _magic(dir_fd, path)
     try:
@@ -267,7 +278,7 @@ def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> bool:
     return True
 
 
-def list_dir(dir_fd: int, path: str) -> list[tuple[str, int, int]]:
+def list_dir(dir_fd: int, path: str, /) -> list[tuple[str, int, int]]:
     """Name, type (DT_* of dirent.h, never DT_UNKNOWN) and inode number of each entry but . and ..
 
     In the filesystem's order. Opens as `open_beneath` does.
@@ -307,7 +318,7 @@ def file_handle(dir_fd: int, path: str) -> tuple[int, bytes] | None:
         _call(
             "name_to_handle_at",
             dir_fd,
-            ctypes.c_char_p(os.fsencode(path)),
+            _encoded(path),
             ctypes.byref(handle),
             ctypes.byref(mount_id),
             0 if path else _AT_EMPTY_PATH,

@@ -1,9 +1,13 @@
 """The system calls that Python lacks: paths that cannot escape, whole-directory reads, copies.
 
-The docstrings of `unionfs._pure` state the contract.
+Two implementations keep one contract, which the docstrings of `unionfs._pure` state. That
+module is complete; `unionfs._native`, where it was built, replaces the calls that every lookup
+makes. UNIONMOUNT_PURE=1 in the environment keeps the extension out.
 """
 
 from __future__ import annotations
+
+import os
 
 from unionfs._pure import (
     RENAME_EXCHANGE,
@@ -41,3 +45,10 @@ __all__ = [
 ]
 
 NATIVE: bool = False
+if os.environ.get("UNIONMOUNT_PURE") != "1":
+    try:
+        from unionfs._native import get_xattr, list_dir, open_beneath
+    except ImportError:
+        pass
+    else:
+        NATIVE = True

@@ -1,0 +1,205 @@
+/* unionfs._native: the calls of unionfs/_pure.py that every lookup makes, same contract. */
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ufs_calls.h"
+
+enum { UFS_USUAL_VALUE = 256, UFS_LARGEST_VALUE = 65536, UFS_DENTS_BUFFER = 32768 };
+
+static PyObject *failure(PyObject *path)
+{
+    return PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+}
+
+/* The descriptor, owned by the caller; or -1 with a Python exception set. */
+static int open_or_raise(int dir_fd, PyObject *path, int flags, int mode)
+{
+    PyObject *encoded, *pure, *walked;
+    const char *name;
+    int fd;
+
+    if (!PyUnicode_FSConverter(path, &encoded))
+        return -1;
+    name = *PyBytes_AS_STRING(encoded) ? PyBytes_AS_STRING(encoded) : ".";
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        fd = ufs_open_beneath(dir_fd, name, flags, (mode_t)mode);
+        Py_END_ALLOW_THREADS
+    } while (fd == -1 && errno == EINTR && !PyErr_CheckSignals());
+    if (fd != -1 || PyErr_Occurred())
+        goto out;
+    if (errno != ENOSYS && errno != EPERM) {
+        failure(path);
+        goto out;
+    }
+    pure = PyImport_ImportModule("unionfs._pure");
+    if (!pure)
+        goto out;
+    walked = PyObject_CallMethod(pure, "walk_beneath", "iOii", dir_fd, path, flags, mode);
+    Py_DECREF(pure);
+    if (walked) {
+        fd = (int)PyLong_AsLong(walked);
+        Py_DECREF(walked);
+    }
+out:
+    Py_DECREF(encoded);
+    return fd;
+}
+
+static PyObject *open_beneath(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "", "", "flags", "mode", NULL };
+    PyObject *path;
+    int dir_fd, flags, fd, mode = 0;
+
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iOi|i:open_beneath", names, &dir_fd, &path,
+                                     &flags, &mode))
+        return NULL;
+    fd = open_or_raise(dir_fd, path, flags, mode);
+    return fd == -1 ? NULL : PyLong_FromLong(fd);
+}
+
+static PyObject *get_xattr(PyObject *module, PyObject *args)
+{
+    PyObject *path, *encoded_path = NULL, *encoded_name = NULL, *result = NULL;
+    const char *file, *name;
+    char usual[UFS_USUAL_VALUE], *value = usual, *largest = NULL;
+    ssize_t length;
+    int dir_fd;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iOO&:get_xattr", &dir_fd, &path, PyUnicode_FSConverter,
+                          &encoded_name))
+        return NULL;
+    if (!PyUnicode_FSConverter(path, &encoded_path))
+        goto out;
+    file = PyBytes_AS_STRING(encoded_path);
+    name = PyBytes_AS_STRING(encoded_name);
+
+    Py_BEGIN_ALLOW_THREADS
+    length = ufs_get_xattr(dir_fd, file, name, usual, sizeof usual);
+    Py_END_ALLOW_THREADS
+    if (length == -1 && errno == ERANGE) {
+        value = largest = PyMem_Malloc(UFS_LARGEST_VALUE);
+        if (!largest) {
+            PyErr_NoMemory();
+            goto out;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        length = ufs_get_xattr(dir_fd, file, name, largest, UFS_LARGEST_VALUE);
+        Py_END_ALLOW_THREADS
+    }
+    if (length != -1)
+        result = PyBytes_FromStringAndSize(value, length);
+    else if (errno == ENODATA || errno == EOPNOTSUPP)
+        result = Py_NewRef(Py_None);
+    else
+        failure(path);
+out:
+    PyMem_Free(largest);
+    Py_XDECREF(encoded_path);
+    Py_DECREF(encoded_name);
+    return result;
+}
+
+/* Append one (name, type, inode number) of the directory fd, which the caller calls path,
+ * unless it is . or .. or gone. 0, or -1 with a Python exception set. */
+static int append_entry(PyObject *entries, int fd, PyObject *path,
+                        const struct ufs_dirent *record)
+{
+    const char *name = record->d_name;
+    unsigned type = record->d_type;
+    PyObject *entry;
+    struct stat status;
+    int failed;
+
+    if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])))
+        return 0;
+    if (type == DT_UNKNOWN) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = fstatat(fd, name, &status, AT_SYMLINK_NOFOLLOW);
+        Py_END_ALLOW_THREADS
+        if (failed && errno == ENOENT)
+            return 0;
+        if (failed) {
+            failure(path);
+            return -1;
+        }
+        type = IFTODT(status.st_mode);
+    }
+    entry = Py_BuildValue("NIK", PyUnicode_DecodeFSDefault(name), type,
+                          (unsigned long long)record->d_ino);
+    if (!entry)
+        return -1;
+    failed = PyList_Append(entries, entry);
+    Py_DECREF(entry);
+    return failed;
+}
+
+static PyObject *list_dir(PyObject *module, PyObject *args)
+{
+    _Alignas(struct ufs_dirent) char buffer[UFS_DENTS_BUFFER];
+    const struct ufs_dirent *record;
+    PyObject *path, *entries;
+    ssize_t length;
+    int dir_fd, fd;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iO:list_dir", &dir_fd, &path))
+        return NULL;
+    fd = open_or_raise(dir_fd, path, O_RDONLY | O_DIRECTORY, 0);
+    if (fd == -1)
+        return NULL;
+    entries = PyList_New(0);
+    while (entries) {
+        Py_BEGIN_ALLOW_THREADS
+        length = ufs_get_dents(fd, buffer, sizeof buffer);
+        Py_END_ALLOW_THREADS
+        if (length == 0)
+            break;
+        if (length == -1) {
+            failure(path);
+            Py_CLEAR(entries);
+        }
+        for (ssize_t at = 0; entries && at < length; at += record->d_reclen) {
+            record = (const struct ufs_dirent *)(buffer + at);
+            if (append_entry(entries, fd, path, record))
+                Py_CLEAR(entries);
+        }
+    }
+    Py_BEGIN_ALLOW_THREADS
+    close(fd);
+    Py_END_ALLOW_THREADS
+    return entries;
+}
+
+static PyMethodDef methods[] = {
+    { "open_beneath", (PyCFunction)(void (*)(void))open_beneath, METH_VARARGS | METH_KEYWORDS,
+      NULL },
+    { "get_xattr", get_xattr, METH_VARARGS, NULL },
+    { "list_dir", list_dir, METH_VARARGS, NULL },
+    { NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef_Slot slots[] = { { 0, NULL } };
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "unionfs._native",
+    .m_doc = "The calls of unionfs._pure that every lookup makes, in C.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}

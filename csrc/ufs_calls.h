@@ -1,0 +1,28 @@
+/* System calls of Linux without their wrappers in every C library. No Python in here:
+ * each function may run without the GIL. All return -1 with errno set on failure. */
+#ifndef UFS_CALLS_H
+#define UFS_CALLS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* struct linux_dirent64, getdents(2); d_name ends with NUL, d_reclen is a multiple of 8. */
+struct ufs_dirent {
+    uint64_t d_ino;
+    int64_t d_off;
+    uint16_t d_reclen;
+    uint8_t d_type;
+    char d_name[];
+};
+
+/* The caller owns the descriptor returned. The path is not empty. */
+int ufs_open_beneath(int dir_fd, const char *path, int flags, mode_t mode);
+
+/* The length of the value, at most size; ERANGE where it is longer. "" is dir_fd itself. */
+ssize_t ufs_get_xattr(int dir_fd, const char *path, const char *name, void *value, size_t size);
+
+/* The bytes filled with whole struct ufs_dirent, 0 at the end. The buffer is 8-aligned. */
+ssize_t ufs_get_dents(int fd, void *buffer, size_t size);
+
+#endif
