@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import getopt
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Literal, TypeVar, final
 
 _T = TypeVar("_T")
 
@@ -228,9 +229,12 @@ class MountOptions:
         redirect_dir = self.redirect_dir or ("off" if userxattr else "on")
         return dataclasses.replace(self, userxattr=userxattr, redirect_dir=redirect_dir)
 
-    def only_fuse(self) -> list[str]:
-        """The names of options asked for that kernel overlayfs cannot honour."""
-        return [name for name, value in _asked_for(self) if not OPTIONS[name].kernel]
+    def not_by(self, backend: Literal["overlayfs", "fuse"]) -> list[str]:
+        """The names of options asked for that this backend cannot honour."""
+        rows = ((name, OPTIONS[name]) for name, _ in _asked_for(self))
+        return [
+            name for name, row in rows if not (row.kernel if backend == "overlayfs" else row.fuse)
+        ]
 
 
 OPTIONS: Final[dict[str, Row]] = {
@@ -360,7 +364,7 @@ def parse(text: str) -> Parsed:
         if name in _LAYERS and not value:
             raise OptionError(f"option {name} names no directory")
         if name == "lowerdir":
-            lower = _lower_directories(raw)
+            lower = split_lowerdir(raw)
         elif name == "lowerdir+":
             lower.append(_unescape(raw))
         elif name in _LAYERS:
@@ -379,6 +383,42 @@ def parse(text: str) -> Parsed:
             raise OptionError(f"unknown option {name!r}{_nearest(name)}")
     upper, work = directories.get("upperdir"), directories.get("workdir")
     return Parsed(lower, upper, work, MountOptions(**values), without_effect)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The command line of a mount program, as fuse-overlayfs, mount(8) and mount.fuse3 have it.
+
+    source: what mount(8) was told to mount; no directory. log: a file for the program's log.
+    """
+
+    target: str
+    source: str | None
+    parsed: Parsed
+    foreground: bool
+    log: str | None
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Read `[-f] [-d|--debug] [-s] [--log FILE] [-o OPTIONS]… [SOURCE] TARGET`, in any order.
+
+    Raises OptionError.
+    """
+    try:
+        given, operands = getopt.gnu_getopt([*arguments], "fdso:", ["debug", "log="])
+    except getopt.GetoptError as error:
+        raise OptionError(str(error)) from None
+    if len(operands) not in (1, 2):
+        raise OptionError(f"one target is needed, and a source at most, not {operands}")
+    flags = {flag for flag, _ in given}
+    texts = [value for flag, value in given if flag == "-o"]
+    if not flags.isdisjoint(("-d", "--debug")):
+        texts.append("debug")
+    parsed = parse(",".join(texts))
+    source = operands[0] if len(operands) == 2 else None
+    foreground = "-f" in flags or parsed.options.debug
+    return Command(operands[-1], source, parsed, foreground, dict(given).get("--log"))
 
 
 def render(
@@ -429,8 +469,11 @@ def _nearest(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else "; see docs/options.md for the known ones"
 
 
-def _lower_directories(raw: str) -> list[str]:
-    """Split `lowerdir=`; the kernel gives `::` a meaning of its own, so it is no empty path."""
+def split_lowerdir(raw: str) -> list[str]:
+    """The paths in a value of `lowerdir`, top first.
+
+    Raises OptionError for `::`, by which the kernel means data-only layers.
+    """
     paths = [_unescape(path) for path in _split(raw, _PATH)]
     if "" in paths:
         raise OptionError(f"option lowerdir has an empty path; {_REFUSED['datadir+']}: {raw!r}")

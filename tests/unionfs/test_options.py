@@ -15,6 +15,7 @@ from unionfs.options import (
     OptionError,
     Parsed,
     parse,
+    parse_command,
     reference,
     render,
 )
@@ -130,10 +131,34 @@ def test_what_depends_on_privilege_is_decided_together() -> None:
     assert asked.decided(trusted=True) == asked
 
 
-def test_options_for_fuse_alone_are_told() -> None:
-    assert MountOptions(volatile=True, noatime=True, index=True).only_fuse() == []
-    options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync=False)
-    assert options.only_fuse() == ["uidmapping", "squash_to_uid", "fsync"]
+def test_options_that_a_backend_lacks_are_told() -> None:
+    both = MountOptions(volatile=True, noatime=True, index=True)
+    assert (both.not_by("overlayfs"), both.not_by("fuse")) == ([], [])
+    options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync=False, verity="on")
+    assert options.not_by("overlayfs") == ["uidmapping", "squash_to_uid", "fsync"]
+    assert options.not_by("fuse") == ["verity"]
+
+
+def test_command_lines_of_other_programs() -> None:
+    """podman's, then mount.fuse3's, then ones typed by hand."""
+    command = parse_command(["-o", "lowerdir=a:b", "target"])
+    assert (command.target, command.source, command.foreground) == ("target", None, False)
+    assert command.parsed.lower == ["a", "b"]
+    command = parse_command(["source", "target", "-o", "lowerdir=a,ro,dev,suid"])
+    assert (command.target, command.source) == ("target", "source")
+    assert command.parsed.options == MountOptions(ro=True)
+    command = parse_command(["-f", "--log", "file", "-olowerdir=a", "-o", "ro", "target"])
+    assert (command.foreground, command.log) == (True, "file")
+    assert (command.parsed.lower, command.parsed.options) == (["a"], MountOptions(ro=True))
+    assert parse_command(["--debug", "target"]).foreground
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["-o", "ro"], ["a", "b", "c"], ["-x", "a"], ["a", "-o"], ["-oasdf", "a"]]
+)
+def test_bad_command_lines(arguments: list[str]) -> None:
+    with pytest.raises(OptionError):
+        parse_command(arguments)
 
 
 def test_each_name_has_one_meaning() -> None:
