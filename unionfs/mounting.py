@@ -1,0 +1,305 @@
+"""Mount a stack by the kernel's overlayfs or by FUSE, say which and why, and take it down again.
+
+What a kernel can mount is found out by trying, never from its version: it refuses before anything
+is attached, and says why. The FUSE filesystem is a child process of its own, so that this library
+does not depend on it and the mount outlives its caller.
+
+Rules: mount_namespaces(7), proc_pid_mountinfo(5), fusermount3(1).
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, final
+
+from unionfs import mount_api
+from unionfs.options import Command, OptionError, parse_command, render, split_lowerdir
+from unionfs.overlayfs import SOURCE, MountError, mount_overlay
+from unionfs.stack import LayerStack
+
+Backend = Literal["overlayfs", "fuse"]
+
+FUSE_TYPE: Final = f"fuse.{SOURCE}"
+_TYPES: Final[dict[str, Backend]] = {
+    "overlay": "overlayfs",
+    FUSE_TYPE: "fuse",
+    "fuse.fuse-overlayfs": "fuse",
+}
+_FUSE_PROGRAMS: Final = ("fuse_mount", "unionmount", "fuse-overlayfs")
+
+# How a kernel says that it cannot mount this stack here, whereas FUSE may. Other errors, such as
+# EBUSY, are about the layers themselves.
+_FUSE_MAY: Final = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.EINVAL,
+    errno.ENODEV,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A union that was mounted; as a context manager it is unmounted at the end.
+
+    target: where, symlinks resolved. why: the reason for the backend, in words for a user.
+    """
+
+    target: str
+    backend: Backend
+    why: str
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """`unmount` of this target."""
+        unmount(self.target, lazy=lazy)
+
+    def __enter__(self) -> Mount:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """After a failure lazily: its cause may hold a file open."""
+        self.unmount(lazy=error is not None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ActiveMount:
+    """A union in the table of mounts.
+
+    type: the filesystem's type, which tells unionmount from fuse-overlayfs.
+    lower, upper, work: as the mount was given them; empty and None where that is not known.
+    """
+
+    target: str
+    backend: Backend
+    type: str
+    source: str
+    read_only: bool
+    lower: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether unionmount mounted it."""
+        return self.type == FUSE_TYPE or self.source == SOURCE
+
+
+def mount(
+    stack: LayerStack,
+    target: str | os.PathLike[str],
+    backend: Literal["auto", "overlayfs", "fuse"] = "auto",
+) -> Mount:
+    """Mount stack at the directory target, which need not be empty.
+
+    auto: the kernel's overlayfs, or FUSE where that cannot mount this stack or honour its options.
+
+    Raises MountError, and StackError where upper or work is in use; then nothing is mounted.
+    """
+    place = check_target(target)
+    if backend == "fuse":
+        return _mount_fuse(stack, place, "it was asked for")
+    needs_fuse = stack.options.not_by("overlayfs")
+    if needs_fuse:
+        why = f"kernel overlayfs has no option {', '.join(needs_fuse)}"
+        if backend == "overlayfs":
+            raise MountError(errno.EINVAL, f"{why}; mount by FUSE", place)
+        return _mount_fuse(stack, place, why)
+    try:
+        mount_overlay(stack, place)
+    except MountError as error:
+        needs_kernel = stack.options.not_by("fuse")
+        if backend == "overlayfs" or needs_kernel or error.errno not in _FUSE_MAY:
+            raise
+        return _mount_fuse(stack, place, error.strerror or "")
+    why = "it was asked for" if backend == "overlayfs" else "the kernel can mount this stack"
+    return Mount(place, "overlayfs", why)
+
+
+def check_target(target: str | os.PathLike[str]) -> str:
+    """The path of the directory target, symlinks resolved.
+
+    Raises MountError (ENOENT, ENOTDIR, EBUSY, …) where no union can be mounted on it.
+    """
+    path = os.path.realpath(target)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise MountError(errno.ENOENT, "target does not exist; make the directory", path) from None
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise MountError(error.errno, f"target: {error.strerror}", path) from None
+        message = f"target is a FUSE mount whose program died; run: umount -l {path}"
+        raise MountError(errno.ENOTCONN, message, path) from None
+    if not stat.S_ISDIR(mode):
+        raise MountError(errno.ENOTDIR, "target is not a directory; name a directory", path)
+    if any(active.target == path and active.ours for active in _table()):
+        raise MountError(errno.EBUSY, "a union is mounted on target; unmount it first", path)
+    return path
+
+
+def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
+    """Mount in a child process. Raises MountError, which says why it had to be FUSE."""
+    lost = stack.options.not_by("fuse")
+    if lost:
+        raise MountError(errno.EINVAL, f"FUSE has no option {', '.join(lost)} ({why})", target)
+    found = importlib.util.find_spec("fuse_mount")
+    if found is None or not found.submodule_search_locations:
+        message = f"FUSE: the package fuse_mount is not installed; FUSE is needed as {why}"
+        raise MountError(errno.ENOSYS, message, target)
+    home = str(Path(found.submodule_search_locations[0]).parent)
+    options = render(
+        stack.options,
+        [layer.path for layer in stack.lower],
+        stack.upper.path if stack.upper else None,
+        stack.work,
+    )
+    try:
+        # -P: a module in the current directory, which may be anyone's, must not take the place of
+        # one of ours.
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "fuse_mount", "-o", options, target],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(_python_path(home))},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        message = f"FUSE: the paths of {len(stack.lower)} layers do not fit into a command line"
+        raise MountError(errno.E2BIG, f"{message}; use shorter paths", target) from None
+    if child.returncode:
+        lines = os.fsdecode(child.stderr).strip().splitlines() or ["the mount program died"]
+        raise MountError(errno.EIO, f"{lines[-1]} (FUSE, as {why})", target)
+    return Mount(target, "fuse", why)
+
+
+def _python_path(home: str) -> Iterator[str]:
+    yield home
+    if path := os.environ.get("PYTHONPATH"):
+        yield path
+
+
+def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
+    """Take down the union at target, the topmost one where there are several.
+
+    lazy: take it out of sight at once, and down when nothing uses it any more.
+
+    Raises MountError: EBUSY while it is in use, EINVAL where no union is mounted.
+    """
+    path = os.path.realpath(target)
+    backends = {active.backend for active in _table() if active.target == path}
+    if not backends:
+        raise MountError(errno.EINVAL, "no union is mounted there", path)
+    try:
+        mount_api.umount(path, lazy=lazy)
+    except PermissionError as error:
+        if "fuse" not in backends:
+            raise MountError(errno.EPERM, "only root may unmount it", path) from error
+        _fusermount(path, lazy)
+    except OSError as error:
+        words = error.strerror or ""
+        if error.errno == errno.EBUSY:
+            words = "it is in use; end what uses it (fuser -m finds that), or unmount lazily"
+        raise MountError(error.errno, f"cannot unmount: {words}", path) from error
+
+
+def _fusermount(target: str, lazy: bool) -> None:
+    """Unmount a FUSE filesystem as the ordinary user who mounted it."""
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", target]
+    try:
+        child = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        message = "cannot unmount: no program fusermount3; install the package fuse3"
+        raise MountError(errno.ENOENT, message, target) from None
+    if child.returncode:
+        words = os.fsdecode(child.stderr).strip()
+        number = errno.EBUSY if "busy" in words.lower() else errno.EPERM
+        raise MountError(number, f"cannot unmount: {words}", target)
+
+
+def list_mounts() -> list[ActiveMount]:
+    """The unions mounted in this mount namespace, whoever mounted them, in order of mounting."""
+    commands = None
+    mounts = []
+    for active in _table():
+        if active.backend == "fuse":
+            commands = dict(_fuse_commands()) if commands is None else commands
+            active = _with_layers(active, commands.get(active.target))
+        mounts.append(active)
+    return mounts
+
+
+def _table() -> Iterator[ActiveMount]:
+    """The unions in /proc/self/mountinfo; the layers of FUSE ones are not in there."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        where, _, what = os.fsdecode(line).partition(" - ")
+        _, _, _, root, target, attributes, *_ = where.split(" ")
+        kind, source, parameters = what.split(" ")
+        if kind not in _TYPES or root != "/":
+            continue
+        words = [word.partition("=") for word in parameters.split(",")]
+        values = {name: _decoded(value) for name, _, value in words}
+        lower = [_decoded(value) for name, _, value in words if name == "lowerdir+"]
+        if "lowerdir" in values:
+            # mount(2) was given numbers of descriptors where the paths were too long for it
+            paths = split_lowerdir(values["lowerdir"])
+            lower = [path for path in paths if not path.isdecimal()]
+        yield ActiveMount(
+            target=_decoded(target),
+            backend=_TYPES[kind],
+            type=kind,
+            source=_decoded(source),
+            read_only="ro" in attributes.split(",") or "ro" in values,
+            lower=tuple(lower),
+            upper=values.get("upperdir"),
+            work=values.get("workdir"),
+        )
+
+
+def _decoded(text: str) -> str:
+    """The kernel writes special bytes as a backslash and three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _with_layers(active: ActiveMount, command: Command | None) -> ActiveMount:
+    if command is None:
+        return active
+    parsed = command.parsed
+    return replace(active, lower=tuple(parsed.lower), upper=parsed.upper, work=parsed.work)
+
+
+def _fuse_commands() -> Iterator[tuple[str, Command]]:
+    """Target and command line of each FUSE mount program that runs."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
+        except OSError:
+            continue  # it has ended
+        names = [os.path.basename(argument) for argument in arguments[:5]]
+        at = next((at for at, name in enumerate(names) if name in _FUSE_PROGRAMS), None)
+        if at is None:
+            continue
+        try:
+            command = parse_command(arguments[at + 1 :])
+        except OptionError:
+            continue  # no mount: another command of that name
+        yield os.path.realpath(command.target), command
