@@ -192,8 +192,9 @@ def _set_directory(context: int, name: str, path: str, fd: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        short = len(os.fsencode(path)) <= mount_api.STRING_MAX
-        mount_api.set_string(context, name, path if short else f"/proc/self/fd/{fd}")
+        # Of upperdir and workdir the kernel drops backslashes, and keeps those of lowerdir+.
+        plain = len(os.fsencode(path)) <= mount_api.STRING_MAX and "\\" not in path
+        mount_api.set_string(context, name, path if plain else f"/proc/self/fd/{fd}")
 
 
 def parameters(options: MountOptions) -> Iterator[tuple[str, str | None]]:
