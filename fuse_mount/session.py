@@ -1,0 +1,247 @@
+"""The life of one FUSE mount's process: checked, mounted, in the background, taken down.
+
+All that can go wrong is tried before the process leaves its caller's sight, so that a failure is
+one line on standard error and exit code 1, with nothing left mounted. The caller's process returns
+when the mount answers. What serves the mount holds nothing of the caller's: no descriptor, no
+folder, no terminal.
+
+Signals are blocked from the mount on until the loop handles them: none can leave a dead mount.
+
+Cost: nothing that grows with the layers' files. pyfuse3 and trio, most of the start's time, are
+imported when the command line and the layers have been found good.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from unionfs import mount_api
+from unionfs.mounting import check_target, unmount
+from unionfs.options import WITHOUT_EFFECT, Command, MountOptions, OptionError
+from unionfs.overlayfs import MountError
+from unionfs.stack import LayerStack
+
+if TYPE_CHECKING:
+    from fuse_mount.device import Connection
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = logging.getLogger(__name__)
+
+
+def serve(command: Command) -> int:
+    """Mount, and answer until it is unmounted; the exit code.
+
+    0 when it was unmounted, from outside or by SIGTERM, SIGINT or SIGHUP; 1, after a line on
+    standard error, when it could not be mounted. Without `-f` this forks: the caller's process
+    returns when the mount answers, the new one when it was unmounted.
+    """
+    inherited = _descriptors()
+    with ExitStack() as held:
+        try:
+            _raise_limit()
+            _log_to(command)
+            target = check_target(command.target)
+            below = os.stat(target).st_dev
+            stack = _stack(command, held)
+            connection, device = _mount(stack, target, held)
+        except (OptionError, OSError) as error:
+            complain(error)
+            return 1
+        if not command.foreground:
+            if os.fork():
+                held.pop_all()  # the new process' now
+                os.close(device)
+                return _await_answer(target, below)
+            _detach(inherited, command.log)
+        return _run(connection, device, target)
+
+
+def complain(error: Exception) -> None:
+    """One line on standard error, with the path that the error is about."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    print(f"unionmount: {text}", file=sys.stderr)
+
+
+def _descriptors() -> set[int]:
+    """What is open, the standard streams apart."""
+    found = [int(name) for name in os.listdir("/proc/self/fd")]
+    # one of them was for the listing itself
+    return {fd for fd in found if fd > 2 and os.path.lexists(f"/proc/self/fd/{fd}")}
+
+
+def _raise_limit() -> None:
+    """Open as many files as the caller may: every open file of the mount is one of ours."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _log_to(command: Command) -> None:
+    """Log to the file that was named, else to standard error."""
+    handler = logging.FileHandler(command.log) if command.log else logging.StreamHandler()
+    logging.basicConfig(
+        handlers=[handler],
+        level=logging.DEBUG if command.parsed.options.debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for name in command.parsed.ignored:
+        log.debug("option %s has no effect: %s", name, WITHOUT_EFFECT.get(name, "not for us"))
+
+
+def _stack(command: Command, held: ExitStack) -> LayerStack:
+    """The layers, with the options as this mount has them, and the upper claimed."""
+    parsed = command.parsed
+    lost = parsed.options.not_by("fuse")
+    if lost:
+        raise OptionError(f"FUSE has no option {', '.join(lost)}; leave it out")
+    stack = LayerStack(parsed.lower, parsed.upper, parsed.work, options=_settled(command))
+    held.enter_context(stack)
+    if not stack.options.ro:
+        stack.claim()
+    return stack
+
+
+def _settled(command: Command) -> MountOptions:
+    """The options, with those that follow from others and from who we are."""
+    options = command.parsed.options
+    if options.allow_other and options.allow_root:
+        raise OptionError("options allow_other and allow_root exclude each other; give one")
+    return replace(
+        options,
+        ro=options.ro or command.parsed.upper is None,
+        # as every user may enter what root mounts by the kernel
+        allow_other=options.allow_other or (os.geteuid() == 0 and not options.allow_root),
+        fsname=options.fsname or command.source,
+    )
+
+
+def _mount(stack: LayerStack, target: str, held: ExitStack) -> tuple[Connection, int]:
+    """All that can fail, the mount last; the connection, and the device to negotiate on."""
+    from fuse_mount import device
+    from fuse_mount.operations import Operations
+
+    options = stack.options
+    operations = Operations(stack)
+    held.callback(operations.close)
+    held.callback(_clear, target)
+    connection = device.Connection(
+        operations, {name for name in ("debug", "allow_root") if getattr(options, name)}
+    )
+    held.callback(connection.close)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    mounted = device.mount(target, options)
+    if options.auto_unmount:
+        _watch(target)
+    return connection, mounted
+
+
+def _clear(target: str) -> None:
+    """Take down a mount whose process has died, and nothing else."""
+    try:
+        os.stat(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            unmount(target, lazy=True)
+
+
+def _watch(target: str) -> None:
+    """Leave a process behind that clears the mount when this one and its heirs have died."""
+    ended, _ = os.pipe()  # the other end stays open as long as we live
+    if os.fork():
+        os.close(ended)
+        return
+    try:
+        _detach(_descriptors() - {ended}, None)
+        os.read(ended, 1)
+        _clear(target)
+    finally:
+        os._exit(0)
+
+
+def _await_answer(target: str, below: int) -> int:
+    """In the caller's process: wait until the mount answers. below: the device under it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        died = os.stat(target).st_dev == below
+    except OSError:
+        died = True
+        _clear(target)
+    if died:
+        complain(MountError(errno.EIO, "the mount died as it started; try -f to see why", target))
+    return int(died)
+
+
+def _detach(descriptors: set[int], log_file: str | None) -> None:
+    """Hold nothing of the caller's; what libfuse prints goes to the log."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    errors = os.open(log_file, os.O_WRONLY | os.O_APPEND) if log_file else os.dup(null)
+    for fd, stream in ((null, 0), (null, 1), (errors, 2)):
+        os.dup2(fd, stream)
+    for fd in {null, errors} | descriptors:
+        os.close(fd)
+    os.chdir("/")
+
+
+def _run(connection: Connection, device: int, target: str) -> int:
+    """Answer until the end; the exit code."""
+    import trio
+
+    os.umask(0)  # the kernel's requests carry modes as they shall be
+    try:
+        trio.run(_answer, connection, device, target)
+    except Exception:
+        log.exception("%s: the mount failed", target)
+        return 1
+    log.info("%s: unmounted", target)
+    return 0
+
+
+async def _answer(connection: Connection, device: int, target: str) -> None:
+    import pyfuse3
+    import trio
+
+    own = mount_api.mount_id(target)
+    await connection.negotiate(device)
+    log.info("%s: mounted", target)
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_by_signal, signals, target, own)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+
+async def _end_by_signal(signals: AsyncIterator[int], target: str, own: int) -> None:
+    import pyfuse3
+    import trio
+
+    number = await anext(signals)
+    log.info("%s: %s", target, signal.Signals(number).name)
+    # in a thread, as the kernel has us write out what it cached
+    await trio.to_thread.run_sync(_take_down, target, own)
+    pyfuse3.terminate()
+
+
+def _take_down(target: str, own: int) -> None:
+    """Unmount, or detach what is in use once its data is written out."""
+    if mount_api.mount_id(target) != own:
+        return  # it is detached already, or hidden
+    try:
+        unmount(target)
+    except MountError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        mount_api.sync(target)
+        unmount(target, lazy=True)
