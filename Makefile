@@ -1,13 +1,48 @@
+# make demo      three layers, mounted by the kernel and by FUSE, and what a write leaves behind
+# make test      every check: lint, types, C, tests
+# make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
+# make clean     take away what these made
+#
+# Each sets up what it needs, the first time: system packages by apt, then .venv.
+
+PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+WARNINGS := -std=c11 -Wall -Wextra -Werror
+SANITIZED := build/sanitized
 
-.PHONY: test
-test: $(VENV)/ready
-	$(VENV)/bin/ruff check unionfs tests
+.PHONY: demo test check-c sanitize clients clean
+
+demo: $(VENV)/ready
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
+
+test: $(VENV)/ready clients check-c
+	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest
 
-$(VENV)/ready: pyproject.toml setup.py
-	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install -q -e '.[dev]'
+check-c: $(VENV)/ready
+	gcc $(WARNINGS) -fsyntax-only $$($(PYTHON) -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') csrc/*.c
+
+# A copy of the package and its tests, so that the extension in use stays as it is.
+sanitize: $(VENV)/ready
+	rm -rf $(SANITIZED)
+	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover" \
+		$(PYTHON) setup.py -q build --build-base build/objects --build-lib $(SANITIZED)
+	cp -r tests $(SANITIZED)
+	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
+
+# Only root can have the container clients, whose tests are skipped otherwise.
+clients:
+	[ "$$(id -u)" != 0 ] || .ci/setup-clients
+
+clean:
+	rm -rf $(VENV) build unionfs/*.so *.egg-info
+
+$(VENV)/ready: pyproject.toml setup.py $(wildcard csrc/*)
+	.ci/setup-build
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -c 'from unionfs.system import NATIVE; print("" if NATIVE else "warning: no C extension; see setup.py")'
 	touch $@
