@@ -1,0 +1,137 @@
+"""What the top layer changes over those below it, as a list of paths.
+
+Two views of one stack are compared, with the top layer and without. Most directories of the top
+layer merge with those below as they are; of these only the names that it holds are looked at. Where
+it is opaque or redirected, everything is. So whiteouts, opaque directories and redirects are all
+resolved, by the rules of `resolve` alone, into what they mean: a renamed directory is one deleted
+and one added with all in it.
+
+A file that was copied up and is like the one below is no change. Times of directories are none
+either, since every change in them alters those.
+
+Cost: a lookup and an lstat(2) a name in each view; the data of files of equal size is read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Literal, cast, final
+
+from unionfs import markers, merge, resolve, system, xattrs
+from unionfs.resolve import Node, Place, lookup, places
+from unionfs.stack import LayerStack
+
+Kind = Literal["added", "modified", "deleted"]
+Aspect = Literal["type", "content", "mode", "owner", "time", "xattrs"]
+
+_CHUNK: Final = 1 << 20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path that the top layer changes.
+
+    path: from the union's root. kind: a deleted directory stands for all in it, an added one does
+    not. aspects: what of a modified path differs; its metadata alone where neither "type" nor
+    "content" is among them.
+    """
+
+    path: str
+    kind: Kind
+    aspects: tuple[Aspect, ...] = ()
+
+
+def changes(stack: LayerStack) -> Iterator[Change]:
+    """The changes that the top layer makes over those below, a directory before what is in it.
+
+    Sorted by path, component by component, by the bytes of the names. With one layer alone all in
+    it is added. Raises OSError where a layer cannot be read.
+    """
+    top = resolve.root(stack)
+    rest = tuple(Place(layer, "") for layer in stack.layers[1:])
+    below = Node([], top.kind, top.file, upper=False, lower=rest) if rest else None
+    pending: list[tuple[str, Node | None, Node | None]] = [("", top, below)]
+    while pending:
+        path, new, old = pending.pop()
+        if new is None:
+            if old is not None:
+                yield Change(f"/{path}", "deleted")
+            continue
+        if old is None:
+            if path:
+                yield Change(f"/{path}", "added")
+        elif places(stack, new) == places(stack, old):
+            continue
+        elif aspects := tuple(_aspects(stack, new, old)):
+            yield Change(f"/{path}", "modified", aspects)
+        if not new.is_dir:
+            continue
+        before = old if old is not None and old.is_dir else None
+        pending += [
+            (
+                resolve.join(path, name),
+                lookup(stack, new, name),
+                lookup(stack, before, name) if before else None,
+            )
+            for name in sorted(_names(stack, new, before), key=os.fsencode, reverse=True)
+        ]
+
+
+def _names(stack: LayerStack, new: Node, old: Node | None) -> set[str]:
+    """The names in a directory that may differ."""
+    if old is None:
+        return {*merge.listing(stack, new)}
+    top, *rest = places(stack, new)
+    if tuple(rest) != places(stack, old):
+        return {*merge.listing(stack, new), *merge.listing(stack, old)}
+    names = (name for name, _, _ in system.list_dir(top.layer.fd, top.path))
+    return {name.removeprefix(markers.AUFS_PREFIX) for name in names}
+
+
+def _aspects(stack: LayerStack, new: Node, old: Node) -> Iterator[Aspect]:
+    """What differs between two objects of one path."""
+    if new.kind != old.kind:
+        yield "type"
+        return
+    after, before = resolve.top(stack, new).status(), resolve.top(stack, old).status()
+    if not _same_content(stack, (new, after), (old, before)):
+        yield "content"
+    if after.st_mode != before.st_mode:
+        yield "mode"
+    if (after.st_uid, after.st_gid) != (before.st_uid, before.st_gid):
+        yield "owner"
+    if not new.is_dir and after.st_mtime_ns != before.st_mtime_ns:
+        yield "time"
+    if _xattrs(stack, new) != _xattrs(stack, old):
+        yield "xattrs"
+
+
+def _same_content(
+    stack: LayerStack, new: tuple[Node, os.stat_result], old: tuple[Node, os.stat_result]
+) -> bool:
+    (node, after), (node_before, before) = new, old
+    if node.kind == stat.S_IFLNK:
+        return resolve.readlink(stack, node) == resolve.readlink(stack, node_before)
+    if node.kind != stat.S_IFREG:
+        return after.st_rdev == before.st_rdev
+    if after.st_size != before.st_size:
+        return False
+    with _data(stack, node) as data, _data(stack, node_before) as data_before:
+        while (chunk := data.read(_CHUNK)) == data_before.read(_CHUNK):
+            if not chunk:
+                return True
+    return False
+
+
+def _data(stack: LayerStack, node: Node) -> BinaryIO:
+    place = resolve.top(stack, node)
+    fd = system.open_beneath(place.layer.fd, place.path, os.O_RDONLY | os.O_NOFOLLOW)
+    return cast(BinaryIO, open(fd, "rb", buffering=0))
+
+
+def _xattrs(stack: LayerStack, node: Node) -> dict[str, bytes]:
+    return {name: xattrs.get(stack, node, name) for name in xattrs.names(stack, node)}
