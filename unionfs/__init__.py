@@ -1,15 +1,32 @@
 """Union of directory layers, in the on-disk format of Linux overlayfs."""
 
-from unionfs.resolve import Entry, Place, children, lookup, resolve
+from unionfs.explain import Explanation, explain
+from unionfs.mounting import ActiveMount, Mount, list_mounts, mount, unmount
+from unionfs.options import MountOptions, OptionError
+from unionfs.overlayfs import MountError
+from unionfs.resolve import Node, Place
 from unionfs.stack import Layer, LayerStack, StackError
+from unionfs.system import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unionfs.union import DirEntry, UnionFS
 
 __all__ = [
-    "Entry",
+    "RENAME_EXCHANGE",
+    "RENAME_NOREPLACE",
+    "ActiveMount",
+    "DirEntry",
+    "Explanation",
     "Layer",
     "LayerStack",
+    "Mount",
+    "MountError",
+    "MountOptions",
+    "Node",
+    "OptionError",
     "Place",
     "StackError",
-    "children",
-    "lookup",
-    "resolve",
+    "UnionFS",
+    "explain",
+    "list_mounts",
+    "mount",
+    "unmount",
 ]

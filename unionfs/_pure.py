@@ -1,4 +1,4 @@
-"""The system calls of `unionfs.system` without the C extension: `os` where it suffices, else ctypes.
+"""The system calls of `unionfs.system` without the C extension: by `os`, or else by ctypes.
 
 The docstrings are the contract of `unionfs._native` too:
 
@@ -37,11 +37,20 @@ _OPENAT2_ATTEMPTS: Final = 16
 _CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
 _FICLONE: Final = 0x40049409  # linux/fs.h
+_FS_IOC_GETFSUUID: Final = 0x80111500
 _CANNOT_CLONE: Final = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _CANNOT_COPY_RANGE: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _COPY_CHUNK: Final = 1 << 20
 
+_AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOUNT_SETATTR: Final = 442
+_OPEN_TREE_CLONE: Final = 1
+_MOUNT_ATTR: Final = struct.Struct("=QQQQ")  # set, clear, propagation, user namespace
+_READ_ONLY: Final = 0x1
+_NO_ATIME: Final = 0x10
+_ATIME: Final = 0x70
 _MAX_HANDLE_SIZE: Final = 128  # MAX_HANDLE_SZ, linux/exportfs.h
 
 _DT_UNKNOWN: Final = 0
@@ -132,7 +141,7 @@ def open_beneath(dir_fd: int, path: str, /, flags: int, mode: int = 0) -> int:
 
 
 def walk_beneath(dir_fd: int, path: str, flags: int, mode: int) -> int:
-    """`open_beneath` for kernels before 5.6: one descriptor a component, and EXDEV for every ".."."""
+    """`open_beneath` before Linux 5.6: a descriptor a component, and EXDEV for every ".."."""
     names = [name for name in path.split("/") if name not in ("", ".")]
     if path.startswith("/") or ".." in names:
         raise _error(errno.EXDEV, path)
@@ -161,6 +170,29 @@ def _is_symlink(dir_fd: int, name: str) -> bool:
         return False
 
 
+def clone_mount(directory: str) -> int | None:
+    """A directory opened with O_PATH through a private mount of it, read-only and without atime.
+
+    Whatever is opened beneath it cannot be changed, and what is mounted below is left out. None
+    without CAP_SYS_ADMIN, or before Linux 5.12.
+    """
+    arguments = ctypes.create_string_buffer(_MOUNT_ATTR.pack(_READ_ONLY | _NO_ATIME, _ATIME, 0, 0))
+    size = ctypes.c_size_t(_MOUNT_ATTR.size)
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    try:
+        fd = _call("syscall", _SYS_OPEN_TREE, _AT_FDCWD, _encoded(directory), ctypes.c_uint(flags))
+        try:
+            _call("syscall", _SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, arguments, size)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+            return None
+        raise _error(error.errno or 0, directory) from None
+    return fd
+
+
 def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, flags: int = 0) -> None:
     """renameat2(2): `flags` is 0 or of RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT."""
     try:
@@ -187,12 +219,20 @@ def _magic(dir_fd: int, path: str) -> tuple[str, bool]:
 
 def get_xattr(dir_fd: int, path: str, name: str, /) -> bytes | None:
     """The value, of a symlink itself too; None where it has none or the filesystem cannot."""
+    try:
+        return read_xattr(dir_fd, path, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def read_xattr(dir_fd: int, path: str, name: str) -> bytes:
+    """The value; ENODATA where it has none, EOPNOTSUPP where the filesystem cannot."""
     target, follow = _magic(dir_fd, path)
     try:
         return os.getxattr(target, name, follow_symlinks=follow)
     except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return None
         raise _error(error.errno or 0, path) from None
 
 
@@ -328,6 +368,38 @@ def file_handle(dir_fd: int, path: str) -> tuple[int, bytes] | None:
             return None
         raise _error(error.errno or 0, path) from None
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def stat_handle(root_fd: int, kind: int, handle: bytes) -> tuple[int, int]:
+    """st_dev and st_ino of what `file_handle` gave a handle of, on the filesystem of `root_fd`.
+
+    ESTALE where it is gone, EPERM without CAP_DAC_READ_SEARCH.
+    """
+    record = _FileHandle(len(handle), kind)
+    ctypes.memmove(record.f_handle, handle, len(handle))
+    # open_by_handle_at(2) takes no O_PATH descriptor.
+    mount_fd = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = _call("open_by_handle_at", mount_fd, ctypes.byref(record), os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(mount_fd)
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return status.st_dev, status.st_ino
+
+
+def filesystem_uuid(root_fd: int) -> bytes | None:
+    """The 16 bytes that tell the filesystem of a directory; None before Linux 6.9, or without."""
+    fd = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytes(17))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return answer[1:17] if answer[0] == 16 else None
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

@@ -126,7 +126,7 @@ def _option(
 @final
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The options of one mount, as `OPTIONS` and docs/options.md describe them; None: not asked for."""
+    """The options of one mount, as docs/options.md describes them; None: not asked for."""
 
     redirect_dir: str | None = _option(
         None,

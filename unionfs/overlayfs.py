@@ -21,8 +21,9 @@ from functools import cache
 from typing import Final
 
 from unionfs import mount_api
+from unionfs.markers import trusted_permitted
 from unionfs.options import OPTIONS, MountOptions, render
-from unionfs.stack import LayerStack
+from unionfs.stack import Layer, LayerStack
 
 SOURCE: Final = "unionmount"
 """What mount(8) shows as the source of our mounts, unless the option fsname says otherwise."""
@@ -52,24 +53,6 @@ _REMEDIES: Final = {
 
 class MountError(OSError):
     """A mount that failed; the message has the kernel's words where it gave any."""
-
-
-@cache
-def trusted_permitted() -> bool:
-    """Whether this process may set `trusted.` attributes: not so in a user namespace.
-
-    Asked with a file of our own in memory, so no layer is touched. EOPNOTSUPP is a yes too: the
-    kernel checks the permission first.
-    """
-    with open(os.memfd_create(SOURCE), "wb") as file:
-        try:
-            os.setxattr(file.fileno(), f"trusted.{SOURCE}", b"")
-        except PermissionError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-    return True
 
 
 @cache
@@ -152,9 +135,18 @@ def _open_directory(path: str, opened: ExitStack) -> int:
     return fd
 
 
+def _open_layer(layer: Layer, opened: ExitStack) -> int:
+    """The layer as it is mounted here: overlayfs takes no private mounts before Linux 6.15."""
+    fd = _open_directory(layer.path, opened)
+    if not os.path.samestat(os.fstat(fd), os.fstat(layer.fd)):
+        message = "another directory has taken a layer's place; build the stack anew"
+        raise OSError(errno.ESTALE, message, layer.path)
+    return fd
+
+
 def _directories(stack: LayerStack, opened: ExitStack) -> list[tuple[str, str, int]]:
     """Parameter, path and descriptor of each directory, as the kernel wants them ordered."""
-    found = [("lowerdir+", layer.path, layer.fd) for layer in stack.lower]
+    found = [("lowerdir+", layer.path, _open_layer(layer, opened)) for layer in stack.lower]
     if stack.upper is not None and stack.work is not None:
         found.append(("upperdir", stack.upper.path, stack.upper.fd))
         found.append(("workdir", stack.work, _open_directory(stack.work, opened)))

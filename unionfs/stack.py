@@ -1,52 +1,49 @@
 """What is stacked: the layers of one union, top first, checked when the stack is built.
 
-A stack holds paths, never descriptors, so it costs nothing to keep.
+A stack holds each layer open, so a layer that is moved or exchanged on disk stays the one that
+was checked. Cost: one descriptor a layer; nothing is read until a path is resolved.
 """
 
+from __future__ import annotations
+
+import errno
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from types import TracebackType
+from typing import Final, final
+
+from unionfs import markers, system
+from unionfs.inodes import Numbers
+from unionfs.options import MountOptions
+from unionfs.workdir import MEMBERS, WorkDir
+
+LAYERS_MAX: Final = 500
+"""As many lower layers as the kernel takes (OVL_MAX_STACK)."""
 
 
 class StackError(OSError):
     """A stack that cannot be used; the message names the path and what to do."""
 
 
-def _error(number: int, path: str, message: str) -> StackError:
-    return StackError(number, message, path)
-
-
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One directory of the stack.
+    """One directory of the stack, held open.
 
-    path: absolute path of the layer's root, symlinks resolved.
-    writable: True for the upper layer alone.
+    path: absolute path of the layer's root, symlinks resolved. fd: the root, by O_PATH; where this
+        process may, a lower one through a read-only mount, so that nothing can change it.
+    index: its position, as the kernel counts: the upper is 0, the lower layers follow from 1.
+    device: the st_dev of its files. writable: True for the upper layer alone.
     """
 
     path: str
-    writable: bool = False
-
-    def join(self, relative: str) -> str:
-        """The path on disk of a name relative to the layer's root ("" is the root)."""
-        return f"{self.path}/{relative}" if relative else self.path
-
-
-def _directory(path: str | os.PathLike[str], role: str) -> str:
-    """Resolve path; StackError (ENOENT, ENOTDIR, EACCES) unless it is a readable directory."""
-    name = os.path.abspath(os.fspath(path))
-    try:
-        mode = os.stat(name).st_mode
-    except OSError as error:
-        raise _error(error.errno or 5, name, f"{role} layer is unusable; check the path") from error
-    if not stat.S_ISDIR(mode):
-        raise _error(20, name, f"{role} layer is not a directory; name a directory")
-    if not os.access(name, os.R_OK | os.X_OK):
-        raise _error(13, name, f"{role} layer is not readable; check its permissions")
-    return os.path.realpath(name)
+    fd: int
+    index: int
+    device: int
+    writable: bool
 
 
 @final
@@ -56,6 +53,17 @@ class LayerStack:
     lower: read-only directories, top layer first; at least one.
     upper, work: the writable layer and its scratch directory, both or neither; they lie on one
         filesystem and neither contains the other.
+    options: what a mount of it, and the library, keep to.
+
+    layers: upper, where there is one, and the lower ones. lower: the read-only ones.
+    prefix: of the extended attributes that are this stack's marks.
+    redirects: whether a lower directory is renamed by a redirect; copies_directories: whether it
+        is copied up whole instead, where the options leave that open. With neither it cannot be
+        renamed (EXDEV). follows_redirects: whether redirects on disk are followed
+        (`redirect_dir` in overlayfs.rst).
+    numbers: the inode numbers of the union. lock: held by whoever reads or changes the union.
+
+    A context manager: `close` lets go of the layers. Its methods may be called from any thread.
 
     Raises StackError where the kernel would refuse the mount
     (Documentation/filesystems/overlayfs.rst, "Sharing and copying layers", "Changes to
@@ -67,27 +75,128 @@ class LayerStack:
         lower: Sequence[str | os.PathLike[str]],
         upper: str | os.PathLike[str] | None = None,
         work: str | os.PathLike[str] | None = None,
+        *,
+        options: MountOptions = MountOptions(),  # noqa: B008 - frozen
     ) -> None:
         if not lower:
-            raise StackError(22, "a stack needs at least one lower layer")
+            raise StackError(errno.EINVAL, "a stack needs at least one lower layer; name one")
+        if len(lower) > LAYERS_MAX:
+            message = f"{len(lower)} lower layers; overlayfs takes {LAYERS_MAX}, so merge some"
+            raise StackError(errno.EINVAL, message, os.fspath(lower[-1]))
         if (upper is None) != (work is None):
-            raise StackError(22, "upper and work go together; name both or neither")
-        self.lower = tuple(Layer(_directory(path, "lower")) for path in lower)
+            named = os.fspath(upper or work or "")
+            raise StackError(errno.EINVAL, "upper and work go together; name both", named)
+        self.options = options
+        decided = options.decided(trusted=markers.trusted_permitted())
+        self.prefix = markers.USER if decided.userxattr else markers.TRUSTED
+        self.redirects = decided.redirect_dir == "on"
+        self.copies_directories = not self.redirects and options.redirect_dir is None
+        self.follows_redirects = decided.redirect_dir in ("on", "follow") or (
+            options.redirect_dir in (None, "off") and not decided.userxattr
+        )
+        self.lock = threading.RLock()
         self.upper: Layer | None = None
         self.work: str | None = None
-        if upper is not None and work is not None:
-            self.upper = Layer(_directory(upper, "upper"), writable=True)
-            self.work = _directory(work, "work")
-            self._check_writable(self.upper.path, self.work)
+        self._workdir: WorkDir | None = None
+        opened: list[Layer] = []
+        try:
+            if upper is not None and work is not None:
+                self.upper = _opened(upper, "upper", 0, opened)
+                self.work = _directory(work, "work")
+            for index, path in enumerate(lower, 1):
+                _opened(path, "lower", index, opened)
+            self.layers: tuple[Layer, ...] = tuple(opened)
+            self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
+            self.numbers = Numbers(layer.fd for layer in opened)
+            self._check_writable()
+        except BaseException:
+            for layer in opened:
+                os.close(layer.fd)
+            raise
 
-    def _check_writable(self, upper: str, work: str) -> None:
-        if os.stat(upper).st_dev != os.stat(work).st_dev:
-            raise _error(18, work, "work is on another filesystem than upper; put both on one")
-        for role, path in [("work", work), *(("lower", layer.path) for layer in self.lower)]:
-            if os.path.commonpath([upper, path]) in (upper, path):
-                raise _error(22, path, f"{role} overlaps upper {upper}; use separate directories")
+    def _check_writable(self) -> None:
+        if self.upper is None or self.work is None:
+            return
+        upper = self.upper.path
+        if os.stat(upper).st_dev != os.stat(self.work).st_dev:
+            message = f"work is on another filesystem than upper {upper}; put both on one"
+            raise StackError(errno.EXDEV, message, self.work)
+        _check_apart("work", self.work, upper)
+        for layer in self.lower:
+            _check_apart("lower", layer.path, upper)
+        foreign = sorted(set(os.listdir(self.work)) - MEMBERS)
+        if foreign:
+            message = f"work holds {foreign[0]!r}, which no union made; name an empty directory"
+            raise StackError(errno.ENOTEMPTY, message, self.work)
 
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """All layers, top first, the upper among them."""
-        return (self.upper, *self.lower) if self.upper else self.lower
+    def claim(self) -> WorkDir:
+        """The work directory, ours from now on until `release` or `close`.
+
+        Raises StackError: EROFS without an upper, EBUSY where another union uses it.
+        """
+        with self.lock:
+            if self._workdir is None:
+                if self.upper is None or self.work is None:
+                    raise StackError(errno.EROFS, os.strerror(errno.EROFS))
+                try:
+                    self._workdir = WorkDir(self.work, self.upper.path)
+                except OSError as error:
+                    raise StackError(error.errno, error.strerror, error.filename) from error
+            return self._workdir
+
+    def release(self) -> None:
+        """Give up the claim: another process may write from now on."""
+        with self.lock:
+            if self._workdir is not None:
+                self._workdir.close()
+                self._workdir = None
+
+    def close(self) -> None:
+        """Let go of the layers; the stack is of no use afterwards."""
+        self.release()
+        layers, self.layers = self.layers, ()
+        for layer in layers:
+            os.close(layer.fd)
+
+    def __enter__(self) -> LayerStack:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _opened(path: str | os.PathLike[str], role: str, index: int, opened: list[Layer]) -> Layer:
+    """The layer at path, added to opened."""
+    name = _directory(path, role)
+    fd = system.clone_mount(name) if role == "lower" else None
+    if fd is None:
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, writable=role == "upper"))
+    return opened[-1]
+
+
+def _directory(path: str | os.PathLike[str], role: str) -> str:
+    """Path resolved; StackError (ENOENT, ENOTDIR, EACCES) unless it is a readable directory."""
+    name = os.path.abspath(os.fspath(path))
+    what = "work directory" if role == "work" else f"{role} layer"
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        message = f"{what}: {error.strerror}; check the path"
+        raise StackError(error.errno or errno.EIO, message, name) from error
+    if not stat.S_ISDIR(mode):
+        raise StackError(errno.ENOTDIR, f"{what} is not a directory; name a directory", name)
+    if not os.access(name, os.R_OK | os.X_OK, effective_ids=True):
+        raise StackError(errno.EACCES, f"{what} is not readable; check its permissions", name)
+    return os.path.realpath(name)
+
+
+def _check_apart(role: str, path: str, upper: str) -> None:
+    if os.path.commonpath([upper, path]) in (upper, path):
+        message = f"{role} overlaps upper {upper}; use separate directories"
+        raise StackError(errno.EINVAL, message, path)

@@ -14,16 +14,20 @@ from unionfs._pure import (
     RENAME_NOREPLACE,
     RENAME_WHITEOUT,
     clone,
+    clone_mount,
     copy_data,
     file_handle,
+    filesystem_uuid,
     get_xattr,
     list_dir,
     list_xattr,
     open_beneath,
+    read_xattr,
     remove_xattr,
     rename,
     set_fs_ids,
     set_xattr,
+    stat_handle,
 )
 
 __all__ = [
@@ -32,16 +36,20 @@ __all__ = [
     "RENAME_NOREPLACE",
     "RENAME_WHITEOUT",
     "clone",
+    "clone_mount",
     "copy_data",
     "file_handle",
+    "filesystem_uuid",
     "get_xattr",
     "list_dir",
     "list_xattr",
     "open_beneath",
+    "read_xattr",
     "remove_xattr",
     "rename",
     "set_fs_ids",
     "set_xattr",
+    "stat_handle",
 ]
 
 NATIVE: bool = False

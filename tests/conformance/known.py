@@ -17,9 +17,43 @@ class Known:
     reason: str
 
 
+_LIBRARY = frozenset({"library"})
 _FUSE = frozenset({"fuse", "fuse-pure"})
 
 KNOWN_DIFFERENCES: tuple[Known, ...] = (
+    Known(
+        frozenset(
+            {
+                "open-copied-up-meanwhile-lower",
+                "open-directory-descriptors",
+                "open-read-only-attributes",
+            }
+        ),
+        _LIBRARY,
+        "a descriptor is the layer's own file, and a lower layer's cannot be changed by it",
+    ),
+    Known(
+        frozenset(
+            {
+                "user-acl-lower",
+                "user-chmod-lower",
+                "user-chown-lower",
+                "user-create-own-lower",
+                "user-devices-lower",
+                "user-remove-lower",
+                "user-setgid-directory-lower",
+                "user-sticky-lower",
+                "user-truncate-clears-set-id-lower",
+                "user-utime-lower",
+                "user-write-clears-set-id-lower",
+                "user-write-own-lower",
+                "user-xattrs-lower",
+                "user-devices-upper",
+            }
+        ),
+        _LIBRARY,
+        "the library has the rights of its process: an ordinary user cannot write root's upper",
+    ),
     Known(
         frozenset({"open-tmpfile"}),
         _FUSE,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from unionfs import mount_api, overlayfs
+from unionfs import markers, mount_api, overlayfs
 from unionfs.options import MountOptions, parse
 from unionfs.overlayfs import MountError, mount_overlay
 from unionfs.stack import LayerStack
@@ -79,7 +79,7 @@ def test_marks_are_kept_in_the_attributes_that_are_permitted(folder: Path, mount
         mount(stack, str(folder / "target"))
     (folder / "target/directory").rmdir()
     (folder / "target/directory").mkdir()
-    prefix = "trusted" if overlayfs.trusted_permitted() else "user"
+    prefix = "trusted" if markers.trusted_permitted() else "user"
     assert os.getxattr(folder / "upper/directory", f"{prefix}.overlay.opaque") == b"y"
 
 
@@ -153,7 +153,7 @@ def test_options_of_overlayfs(folder: Path, mount: Mounter) -> None:
         mount(stack, str(folder / "target"))
     shown = superblock(folder / "target")
     # the kernel's index needs trusted attributes; without them it does without
-    assert ("index=on" in shown) == overlayfs.trusted_permitted()
+    assert ("index=on" in shown) == markers.trusted_permitted()
     assert {"volatile", "fsync=volatile"} & set(shown)
     assert any(" mine " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
@@ -164,7 +164,7 @@ def test_directories_are_renamed_by_redirect_where_the_kernel_follows_them(
     (folder / "base/old").mkdir()
     with stack_of(folder) as stack:
         mount(stack, str(folder / "target"))
-    if overlayfs.trusted_permitted():
+    if markers.trusted_permitted():
         (folder / "target/old").rename(folder / "target/new")
         assert os.getxattr(folder / "upper/new", "trusted.overlay.redirect") == b"old"
     else:
@@ -185,7 +185,7 @@ def test_the_kernel_says_why_it_refuses(folder: Path, options: str, words: str) 
     assert caught.value.errno == errno.EINVAL
     assert caught.value.filename == str(folder / "target")
     # its log is for root alone
-    expected = words if overlayfs.trusted_permitted() else "dmesg(1) may say why"
+    expected = words if markers.trusted_permitted() else "dmesg(1) may say why"
     assert expected in str(caught.value)
     assert not os.path.ismount(folder / "target")
 
@@ -211,7 +211,7 @@ def test_a_kernel_that_takes_layers_singly_is_known_by_asking() -> None:
     assert overlayfs.takes_layers_singly() == (release >= (6, 8))
 
 
-@pytest.mark.skipif(not overlayfs.trusted_permitted(), reason="this is the user namespace already")
+@pytest.mark.skipif(not markers.trusted_permitted(), reason="this is the user namespace already")
 def test_all_of_this_in_a_user_namespace() -> None:
     command = ["unshare", "--user", "--map-root-user", "--mount"]
     command += [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

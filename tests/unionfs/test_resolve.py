@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unionfs import Entry, LayerStack, StackError, children, resolve
+from unionfs import LayerStack, StackError, UnionFS
 
 Tree = dict[str, tuple[int, int, bytes]]
 
@@ -33,18 +33,17 @@ def _native(top: Path) -> Tree:
 
 
 def _library(stack: LayerStack) -> Tree:
+    union = UnionFS(stack)
     tree: Tree = {}
-
-    def descend(path: str, entry: Entry) -> None:
-        for name, child in children(stack, entry).items():
-            place = child.places[0]
-            real = stack.layers[place.layer].join(place.path)
-            here = f"{path}{name}"
-            tree[here] = _describe(real, child.status)
-            if child.is_dir:
-                descend(f"{here}/", child)
-
-    descend("", resolve(stack, ""))
+    for at, folders, files in union.walk("/"):
+        for path in (os.path.join(at, name) for name in folders + files):
+            status = union.lstat(path)
+            content = b""
+            if stat.S_ISLNK(status.st_mode):
+                content = os.fsencode(union.readlink(path))
+            elif stat.S_ISREG(status.st_mode):
+                content = union.read_bytes(path)
+            tree[path.lstrip("/")] = (status.st_mode, status.st_uid, content)
     return tree
 
 
@@ -142,11 +141,11 @@ def test_aufs_whiteouts_of_image_tools_hide_names_too(layers: list[Path]) -> Non
 
 def test_a_missing_name_and_a_file_as_folder_have_the_kernels_errno(layers: list[Path]) -> None:
     (layers[2] / "file").touch()
-    stack = LayerStack(layers)
-    with pytest.raises(FileNotFoundError):
-        resolve(stack, "none")
-    with pytest.raises(NotADirectoryError):
-        resolve(stack, "file/below")
+    with LayerStack(layers) as stack:
+        with pytest.raises(FileNotFoundError):
+            UnionFS(stack).stat("none")
+        with pytest.raises(NotADirectoryError):
+            UnionFS(stack).stat("file/below")
 
 
 def test_an_unusable_stack_is_refused_with_the_path_at_fault(

@@ -1,0 +1,201 @@
+"""Copy-up: before anything changes it, a lower file becomes a file of upper, whole or not at all.
+
+The copy is built in the work directory, with everything that a lower file has (data with its
+holes, owner, mode, times, extended attributes, access control lists) and a mark of its origin;
+then it is synced, and one rename shows it. A crash leaves the old view or the new one, and
+leftovers only in work. Parents come first.
+
+Rules: fs/overlayfs/copy_up.c. Cost: the data once (nothing where the filesystem can share it),
+about fifteen system calls a file, and an fsync(2) unless the mount is volatile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from unionfs import markers, system
+from unionfs.inodes import file_id
+from unionfs.resolve import Node, Place, lstat
+from unionfs.stack import Layer, LayerStack
+
+# What an ordinary user may not copy; the kernel leaves it too where it is not permitted.
+_PRIVILEGED: Final = ("security.", "trusted.")
+
+
+def copy_up(stack: LayerStack, node: Node, size: int | None = None) -> None:
+    """Make upper hold a node and its parents; nothing is done where it does.
+
+    size: how many bytes of a regular file's data are wanted, None for all.
+
+    Raises OSError: EROFS without an upper, ENOSPC, EDQUOT, EIO, … Then nothing has changed.
+    """
+    if node.upper:
+        return
+    copy_up_parents(stack, node)
+    install(stack, node, build(stack, node.lower[0], size=size))
+
+
+def copy_up_parents(stack: LayerStack, node: Node) -> None:
+    """Make upper hold the directories that a node lies in, and let it be written."""
+    stack.claim()
+    missing = []
+    while node.names and not (node := node.names[0][0]).upper:
+        missing.append(node)
+    for directory in reversed(missing):
+        install(stack, directory, build(stack, directory.lower[0]))
+
+
+def build(stack: LayerStack, source: Place, size: int | None = None) -> str:
+    """Copy the file at source; the name of the copy in the work directory.
+
+    May run beside anything else that uses the stack.
+    """
+    workdir = stack.claim()
+    status = source.status()
+    kind = stat.S_IFMT(status.st_mode)
+    with workdir.draft() as draft:
+        if kind == stat.S_IFREG:
+            _copy_file(stack, source, workdir.fd, draft, status, size)
+        elif kind == stat.S_IFDIR:
+            os.mkdir(draft, 0o700, dir_fd=workdir.fd)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(source.path, dir_fd=source.layer.fd), draft, dir_fd=workdir.fd)
+        else:
+            os.mknod(draft, kind | 0o600, status.st_rdev, dir_fd=workdir.fd)
+        copy_attributes(stack.prefix, source, status, workdir.fd, draft)
+        if kind == stat.S_IFDIR or status.st_nlink == 1:
+            mark = stack.numbers.origin_mark(source.layer.fd, source.path)
+            _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
+        if kind == stat.S_IFREG and not stack.options.volatile:
+            _sync(workdir.fd, draft)
+    return draft
+
+
+def _copy_file(
+    stack: LayerStack,
+    source: Place,
+    work_fd: int,
+    draft: str,
+    status: os.stat_result,
+    size: int | None,
+) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    wanted = status.st_size if size is None else min(size, status.st_size)
+    copy = os.open(draft, flags, 0o600, dir_fd=work_fd)
+    try:
+        if not wanted:
+            return
+        original = system.open_beneath(
+            source.layer.fd, source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
+        try:
+            if wanted < status.st_size or not system.clone(original, copy):
+                system.copy_data(original, copy, wanted)
+        finally:
+            os.close(original)
+    finally:
+        os.close(copy)
+
+
+def _sync(work_fd: int, draft: str) -> None:
+    fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=work_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy_attributes(
+    prefix: str, source: Place, status: os.stat_result, dir_fd: int, copy: str
+) -> None:
+    """Give a new file the owner, attributes, mode and times of the one at source.
+
+    In this order: a change of owner drops set-id bits and capabilities.
+    """
+    if (os.geteuid(), os.getegid()) != (status.st_uid, status.st_gid):
+        os.chown(copy, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
+    for name in system.list_xattr(source.layer.fd, source.path):
+        if markers.in_union(prefix, name) is not None:
+            value = system.get_xattr(source.layer.fd, source.path, name)
+            if value is not None:
+                _copy_xattr(dir_fd, copy, name, value)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(copy, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(copy, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _copy_xattr(dir_fd: int, copy: str, name: str, value: bytes) -> None:
+    try:
+        system.set_xattr(dir_fd, copy, name, value)
+    except OSError as error:
+        if not name.startswith(_PRIVILEGED) or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+
+
+def _mark(dir_fd: int, path: str, name: str, value: bytes) -> bool:
+    """Set a mark that a union can do without; whether the filesystem takes it."""
+    try:
+        system.set_xattr(dir_fd, path, name, value)
+    except OSError as error:
+        # user. attributes: not on symlinks and special files, and not on every filesystem.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def install(stack: LayerStack, node: Node, draft: str) -> None:
+    """Show what `build` copied for a node, whose parents are in upper, in the lower file's place.
+
+    A node that was removed meanwhile has no name to show it by: then the draft is discarded.
+    """
+    upper = writable(stack)
+    workdir = stack.claim()
+    if not node.names:
+        workdir.discard(draft)
+        return
+    parent = node.names[0][0]
+    path = node.path
+    directory = lstat(upper, parent.path)
+    mark_impure(stack, parent)
+    try:
+        workdir.move_in(draft, upper.fd, path, system.RENAME_NOREPLACE)
+    except BaseException:
+        workdir.discard(draft)
+        raise
+    restore_times(upper, parent.path, directory)
+    status = node.lower[0].status()
+    node.upper = True
+    if not node.is_dir:
+        node.lower = ()
+        node.origin = status.st_nlink == 1
+        if not node.origin:
+            # Its links below stay together without it, so it is a file of its own.
+            node.file = file_id(lstat(upper, path))
+
+
+def writable(stack: LayerStack) -> Layer:
+    """The upper layer; OSError EROFS where there is none."""
+    if stack.upper is None or stack.options.ro:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return stack.upper
+
+
+def mark_impure(stack: LayerStack, directory: Node) -> None:
+    """Say that files in a directory of upper may come from below, so that their numbers do too."""
+    if not directory.impure:
+        _mark(writable(stack).fd, directory.path, stack.prefix + markers.IMPURE, markers.YES)
+        directory.impure = True
+
+
+def restore_times(layer: Layer, path: str, status: os.stat_result) -> None:
+    """Give a directory the times back that it had."""
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    if path:
+        os.utime(path, ns=times, dir_fd=layer.fd, follow_symlinks=False)
+    else:
+        os.utime(f"/proc/self/fd/{layer.fd}", ns=times)

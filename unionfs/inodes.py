@@ -1,0 +1,102 @@
+"""Inode numbers: one for each object of the union, kept through copy-up, rename and remount.
+
+A number comes from the file that an object had at first: its lower one, which the origin mark of
+a copied-up file names by handle. Layers of one filesystem give numbers as they are, as kernel
+overlayfs does; files of further filesystems get theirs with the filesystem's own in the top bits.
+
+Rules: Documentation/filesystems/overlayfs.rst, "Inode properties"; fs/overlayfs/overlayfs.h
+(struct ovl_fb), fs/overlayfs/inode.c (ovl_getattr). Cost: a getxattr(2) a file of the upper, and
+for a copied-up one an open_by_handle_at(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+from collections.abc import Iterable
+from typing import Final, final
+
+from unionfs import system
+
+_FILESYSTEM_SHIFT: Final = 48
+_FB: Final = struct.Struct(
+    "=BBBBB16s"
+)  # version, magic, length, flags, type, uuid of the filesystem
+_VERSION: Final = 0
+_MAGIC: Final = 0xFB
+_CPU_ENDIAN: Final = 0 if sys.byteorder == "little" else 1
+_ANY_ENDIAN: Final = 2
+_NO_UUID: Final = bytes(16)
+
+FileId = tuple[int, int]
+"""st_dev and st_ino of a file in a layer."""
+
+
+def file_id(status: os.stat_result) -> FileId:
+    """What tells a layer's file from every other."""
+    return status.st_dev, status.st_ino
+
+
+@final
+class Numbers:
+    """Numbers and origins of the files in some layers.
+
+    roots: a descriptor of each layer's root, top first.
+    """
+
+    def __init__(self, roots: Iterable[int]) -> None:
+        self._filesystems: dict[int, int] = {}
+        self._roots: dict[int, int] = {}  # by st_dev: a root on that filesystem
+        self._uuids: dict[int, bytes] = {}
+        for fd in roots:
+            device = os.fstat(fd).st_dev
+            self._filesystems.setdefault(device, len(self._filesystems))
+            self._roots.setdefault(device, fd)
+
+    @property
+    def device(self) -> int:
+        """The st_dev of the union: that of its top layer."""
+        return next(iter(self._filesystems))
+
+    def number(self, file: FileId) -> int:
+        """The st_ino that the union shows for a layer's file."""
+        device, inode = file
+        place = self._filesystems.setdefault(device, len(self._filesystems))
+        return inode ^ (place << _FILESYSTEM_SHIFT)
+
+    def _uuid(self, device: int) -> bytes:
+        if device not in self._uuids:
+            self._uuids[device] = system.filesystem_uuid(self._roots[device]) or _NO_UUID
+        return self._uuids[device]
+
+    def origin_mark(self, layer_fd: int, path: str) -> bytes:
+        """The origin mark of a copy of the file at path: empty where that has no handle."""
+        device = os.fstat(layer_fd).st_dev
+        handle = system.file_handle(layer_fd, path)
+        if handle is None or device not in self._roots:
+            return b""
+        kind, data = handle
+        length = _FB.size + len(data)
+        if length > 0xFF or kind > 0xFF:
+            return b""
+        return _FB.pack(_VERSION, _MAGIC, length, _CPU_ENDIAN, kind, self._uuid(device)) + data
+
+    def origin(self, mark: bytes) -> FileId | None:
+        """The lower file that an origin mark names; None where it is gone or cannot be told."""
+        if len(mark) <= _FB.size:
+            return None
+        version, magic, length, flags, kind, uuid = _FB.unpack_from(mark)
+        if (version, magic, length) != (_VERSION, _MAGIC, len(mark)):
+            return None
+        if flags not in (_CPU_ENDIAN, _CPU_ENDIAN | _ANY_ENDIAN):
+            return None
+        for device, root in self._roots.items():
+            if self._uuid(device) == uuid:
+                try:
+                    return system.stat_handle(root, kind, mark[_FB.size :])
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.ESTALE, errno.EOPNOTSUPP):
+                        raise
+        return None

@@ -1,0 +1,66 @@
+"""Extended attributes of the union: those of the layers, without the marks.
+
+A mark of a union that is itself a layer of another is kept escaped, so that each sees its own.
+Rules: fs/overlayfs/xattrs.c; Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from unionfs import markers, system
+from unionfs.copyup import copy_up, writable
+from unionfs.resolve import Node, top
+from unionfs.stack import LayerStack
+
+_FREE: Final = "user."
+"""The namespace of attributes that only files and directories have (xattr(7))."""
+
+
+def get(stack: LayerStack, node: Node, name: str) -> bytes:
+    """The value of an attribute.
+
+    Raises OSError: ENODATA, EOPNOTSUPP.
+    """
+    place = top(stack, node)
+    return system.read_xattr(place.layer.fd, place.path, markers.on_disk(stack.prefix, name))
+
+
+def names(stack: LayerStack, node: Node) -> list[str]:
+    """The names of all attributes."""
+    place = top(stack, node)
+    listed = system.list_xattr(place.layer.fd, place.path)
+    shown = (markers.in_union(stack.prefix, name) for name in listed)
+    return [name for name in shown if name is not None]
+
+
+def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) -> None:
+    """Set an attribute; flags: 0, os.XATTR_CREATE or os.XATTR_REPLACE.
+
+    Raises OSError: EROFS, EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, …
+    """
+    upper = writable(stack)
+    _check_kind(node, name)
+    copy_up(stack, node)
+    system.set_xattr(upper.fd, node.path, markers.on_disk(stack.prefix, name), value, flags)
+
+
+def remove(stack: LayerStack, node: Node, name: str) -> None:
+    """Remove an attribute.
+
+    Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up.
+    """
+    upper = writable(stack)
+    _check_kind(node, name)
+    if not node.upper:
+        get(stack, node, name)
+        copy_up(stack, node)
+    system.remove_xattr(upper.fd, node.path, markers.on_disk(stack.prefix, name))
+
+
+def _check_kind(node: Node, name: str) -> None:
+    if name.startswith(_FREE) and node.kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), node.path)
