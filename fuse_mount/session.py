@@ -149,7 +149,7 @@ def _mount(stack: LayerStack, target: str, held: ExitStack) -> tuple[Connection,
 def _clear(target: str) -> None:
     """Take down a mount whose process has died, and nothing else."""
     try:
-        os.stat(target)
+        os.statvfs(target)  # never answered from the kernel's cache
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             unmount(target, lazy=True)
@@ -212,32 +212,32 @@ async def _answer(connection: Connection, device: int, target: str) -> None:
     import pyfuse3
     import trio
 
-    own = mount_api.mount_id(target)
     await connection.negotiate(device)
-    log.info("%s: mounted", target)
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_by_signal, signals, target, own)
+            nursery.start_soon(_attend, signals, target)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
 
-async def _end_by_signal(signals: AsyncIterator[int], target: str, own: int) -> None:
+async def _attend(signals: AsyncIterator[int], target: str) -> None:
+    """What is done beside answering; in threads, as it has to be answered itself."""
     import pyfuse3
     import trio
 
+    own = (await trio.to_thread.run_sync(os.stat, target)).st_dev
+    log.info("%s: mounted", target)
     number = await anext(signals)
     log.info("%s: %s", target, signal.Signals(number).name)
-    # in a thread, as the kernel has us write out what it cached
     await trio.to_thread.run_sync(_take_down, target, own)
     pyfuse3.terminate()
 
 
 def _take_down(target: str, own: int) -> None:
-    """Unmount, or detach what is in use once its data is written out."""
-    if mount_api.mount_id(target) != own:
-        return  # it is detached already, or hidden
+    """Unmount, or detach what is in use once its data is written out. own: our device number."""
+    if os.stat(target).st_dev != own:
+        return  # it was detached already, or something was mounted over it
     try:
         unmount(target)
     except MountError as error:

@@ -118,17 +118,6 @@ def umount(target: str, *, lazy: bool) -> None:
     _call("umount2", os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
 
 
-def mount_id(path: str) -> int:
-    """The ID of the topmost mount that path lies on; its filesystem is not asked."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-            values = dict(line.split(":", 1) for line in lines)
-    finally:
-        os.close(fd)
-    return int(values["mnt_id"])
-
-
 def sync(path: str) -> None:
     """syncfs(2): write out what the kernel has cached of the filesystem that path lies on."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
