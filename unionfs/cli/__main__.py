@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "explain": "reading",
     "diff": "reading",
     "doctor": "doctor",
+    "bench": "bench",
     "completion": "completion",
 }
 """The subcommands, in the order of `--help`, and the module below `unionfs.cli` that has each."""

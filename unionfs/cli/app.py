@@ -18,7 +18,7 @@ from unionfs.options import OptionError
 _SECTIONS: Final = {
     "Mount": ("mount", "umount", "list"),
     "Look into a union, mounted or not": ("ls", "cat", "explain", "diff"),
-    "This machine": ("doctor", "completion"),
+    "This machine": ("doctor", "bench", "completion"),
 }
 
 
@@ -41,7 +41,7 @@ class _Commands(click.Group):
             with formatter.section(section):
                 found = ((name, self.get_command(ctx, name)) for name in names)
                 formatter.write_dl(
-                    [(name, command.get_short_help_str(60)) for name, command in found if command]
+                    [(name, command.get_short_help_str(80)) for name, command in found if command]
                 )
 
 

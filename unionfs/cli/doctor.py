@@ -42,7 +42,7 @@ class Check:
 )
 @json_option
 def doctor_command(upper: str, as_json: bool) -> int:
-    """Say what can be mounted here, by which backend, and what to do for more.
+    """Say what this machine can do, and how it can do more.
 
     Everything is tried: mounts in a namespace of their own, files in a folder in DIR that is
     removed again. Exits with 1 where no backend can mount.

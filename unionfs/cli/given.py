@@ -24,7 +24,7 @@ from unionfs.stack import LayerStack
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-DIRECTORY: Final = click.Path()
+DIRECTORY: Final = click.Path(readable=False)
 
 
 @final
