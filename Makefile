@@ -1,5 +1,6 @@
 # make demo      three layers, mounted by the kernel and by FUSE, and what a write leaves behind
 # make test      every check: lint, types, C, tests
+# make bench     unionmount's speed beside other unions', as a page in build/bench
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
 # make clean     take away what these made
 #
@@ -11,7 +12,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c sanitize clients clean
+.PHONY: demo test check-c bench sanitize clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -23,6 +24,9 @@ test: $(VENV)/ready clients check-c
 
 check-c: $(VENV)/ready
 	gcc $(WARNINGS) -fsyntax-only $$($(PYTHON) -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') csrc/*.c
+
+bench: $(VENV)/ready
+	$(VENV)/bin/unionmount bench -o build/bench
 
 # A copy of the package and its tests, so that the extension in use stays as it is.
 sanitize: $(VENV)/ready
