@@ -35,7 +35,7 @@ def build(folder: Path, **variables: str) -> tuple[Path, str]:
 
 
 def run(built: Path, script: str) -> str:
-    """What a script prints that imports the packages that were built, and no installed ones of us."""
+    """What a script prints that imports the packages as built, and no installed ones of ours."""
     path = os.pathsep.join([str(built), sysconfig.get_path("purelib")])
     return subprocess.run(
         [sys.executable, "-P", "-S", "-c", script],  # without the hooks of an editable installation
