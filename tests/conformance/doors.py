@@ -346,4 +346,4 @@ def _await_mount(daemon: subprocess.Popen[bytes], target: str) -> None:
 
 Opener = Callable[[Layers], AbstractContextManager[Door]]
 
-DOORS: dict[str, Opener] = {"kernel": kernel, "library": library}
+DOORS: dict[str, Opener] = {"kernel": kernel, "library": library, "fuse": fuse, "fuse-pure": fuse_pure}

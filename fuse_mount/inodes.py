@@ -1,0 +1,116 @@
+"""What the kernel knows of the union: each node that it has looked up, under an ID of its own.
+
+An ID is never used twice, and is not the inode number that stat shows: two nodes may share that,
+and a node may change it. The kernel counts its look-ups, and forgets; an inode is kept until then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final, final
+
+from unionfs.inodes import FileId, file_id
+from unionfs.resolve import Node
+
+ROOT_ID: Final = 1
+
+
+@final
+class File:
+    """One open file. fd: its descriptor, ours to close. flags: those it was opened with."""
+
+    __slots__ = ("fd", "flags", "inode", "lower")
+
+    def __init__(self, inode: Inode, fd: int, flags: int, *, lower: bool) -> None:
+        self.inode = inode
+        self.fd = fd
+        self.flags = flags
+        self.lower = lower
+
+
+@final
+class Inode:
+    """One node that the kernel knows.
+
+    lookups: how often the kernel was told of it, less what it forgot. children: by name, those of
+    a directory that the kernel knows. files: its open files. last: the status that it had when its
+    last name was removed.
+    """
+
+    __slots__ = ("children", "files", "id", "last", "lookups", "node")
+
+    def __init__(self, number: int, node: Node) -> None:
+        self.id = number
+        self.node = node
+        self.lookups = 0
+        self.children: dict[str, Inode] = {}
+        self.files: list[File] = []
+        self.last: os.stat_result | None = None
+
+
+@final
+class Inodes:
+    """All inodes by ID, by node, and by file of upper where that has several names."""
+
+    def __init__(self, root: Node) -> None:
+        self._by_id: dict[int, Inode] = {}
+        self._by_node: dict[Node, Inode] = {}
+        self._linked: dict[FileId, Inode] = {}
+        self._next = ROOT_ID
+        self.root = self._add(root)
+        self.root.lookups = 1
+
+    def __getitem__(self, number: int) -> Inode:
+        return self._by_id[number]
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def _add(self, node: Node) -> Inode:
+        inode = Inode(self._next, node)
+        self._next += 1
+        self._by_id[inode.id] = inode
+        self._by_node[node] = inode
+        return inode
+
+    def child(self, parent: Inode, name: str, node: Node, status: os.stat_result) -> Inode:
+        """The inode of a node just found or made at a name. status: that of its file."""
+        inode = self._linked.get(file_id(status)) if self._is_linked(node, status) else None
+        if inode is None:
+            inode = self._add(node)
+            self.link(inode, status)
+        else:
+            inode.node.names.append((parent.node, name))
+        parent.children[name] = inode
+        return inode
+
+    def link(self, inode: Inode, status: os.stat_result) -> None:
+        """Note that other names of a file may be names of this inode."""
+        if self._is_linked(inode.node, status):
+            self._linked[file_id(status)] = inode
+
+    @staticmethod
+    def _is_linked(node: Node, status: os.stat_result) -> bool:
+        return node.upper and not node.is_dir and status.st_nlink > 1
+
+    def above(self, inode: Inode) -> Iterator[Inode]:
+        """The inodes of the directories that it lies in, nearest first."""
+        node = inode.node
+        while node.names:
+            node = node.names[0][0]
+            yield self._by_node[node]
+
+    def forget(self, inode: Inode, lookups: int) -> None:
+        """Take back what the kernel was told, and drop the inode when that was all."""
+        inode.lookups -= lookups
+        if inode.lookups > 0 or inode is self.root:
+            return
+        del self._by_id[inode.id]
+        del self._by_node[inode.node]
+        for file in [file for file, other in self._linked.items() if other is inode]:
+            del self._linked[file]
+        for parent, name in inode.node.names:
+            directory = self._by_node.get(parent)
+            if directory is not None and directory.children.get(name) is inode:
+                del directory.children[name]

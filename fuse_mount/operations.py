@@ -1,0 +1,702 @@
+"""The union as FUSE requests: each handler finds the nodes and calls the library.
+
+The kernel keeps names, attributes and pages for as long as it likes, since everything that changes
+them comes through it; what a copy-up changes behind its back is invalidated. It checks permissions
+(default_permissions), and gives us the caller's IDs and umask, under which new files are made.
+
+Handlers run one at a time, but for where they wait: for the copy-up of a large file, for fsync(2)
+and for reads that need the disk, which other threads do.
+
+Rules: pyfuse3.Operations; linux/fuse.h; libfuse's fuse_lowlevel.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, final
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from fuse_mount import owners
+from fuse_mount.inodes import File, Inode, Inodes
+from unionfs import changes, copyup, merge, resolve, system, xattrs
+from unionfs.stack import LayerStack
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+log = logging.getLogger(__name__)
+
+_ALWAYS: Final = 1e9
+"""Seconds that the kernel may keep what does not change behind its back."""
+_AT_ONCE: Final = 256 << 10
+"""Bytes that are copied while other requests wait; more is left to another thread."""
+_NOT_FOR_LAYERS: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_NOATIME
+_ACL: Final = ("system.posix_acl_access", "system.posix_acl_default")
+
+
+def _find_id() -> int:
+    """Where in an EntryAttributes the ID of its node lies, in bytes.
+
+    pyfuse3 sets the ID and st_ino to one number. They are the first and the third field of what it
+    keeps (struct fuse_entry_param): an ID, a generation, and a struct stat.
+    """
+    entry = EntryAttributes()
+    entry.st_ino, entry.generation = 0x1122334455667788, 0x99AABBCCDDEEFF00
+    size = type(entry).__basicsize__
+    memory = ctypes.string_at(id(entry), size)
+    wanted = entry.st_ino.to_bytes(8, "little") + entry.generation.to_bytes(8, "little")
+    return memory.index(wanted)
+
+
+_ID_OFFSET: Final = _find_id()
+
+
+def _answered(
+    handler: Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]:
+    """Turn errors into the errno of the reply; what we did not expect is logged, and EIO."""
+
+    @functools.wraps(handler)
+    async def answer(self: Operations, *args: _P.args, **keywords: _P.kwargs) -> _R:
+        try:
+            return await handler(self, *args, **keywords)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s%s failed", handler.__name__, args)
+            raise FUSEError(errno.EIO) from None
+
+    return answer
+
+
+@final
+class _Directory:
+    """One open directory: its inode, and its names as they were when it was last read from 0."""
+
+    __slots__ = ("inode", "names")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.names: list[str] = []
+
+
+@final
+class Operations(pyfuse3.Operations):
+    """The filesystem over a stack, which it does not close."""
+
+    def __init__(self, stack: LayerStack) -> None:
+        super().__init__()
+        self._stack = stack
+        options = stack.options
+        self.enable_acl = not (options.noacl or options.noxattrs)
+        self.enable_writeback_cache = options.writeback and stack.upper is not None
+        self.supports_dot_lookup = False
+        self._timeout = _ALWAYS if options.timeout is None else options.timeout
+        self._users = owners.users(options)
+        self._groups = owners.groups(options)
+        self._inodes = Inodes(resolve.root(stack))
+        self._files: dict[int, File] = {}
+        self._directories: dict[int, _Directory] = {}
+        self._next_directory = 1
+        self._copying: dict[Inode, trio.Lock] = {}
+
+    def init(self) -> None:
+        """Called by pyfuse3 in the thread that will answer."""
+        system.keep_capabilities()
+
+    def close(self) -> None:
+        """Close what the kernel has left open."""
+        for file in self._files.values():
+            os.close(file.fd)
+        self._files.clear()
+
+    # Replies.
+
+    def _status(self, inode: Inode) -> os.stat_result:
+        """The status of a node's file; of a removed one that of an open file, or the last known."""
+        node = inode.node
+        if node.names or node.is_root:
+            try:
+                return resolve.top(self._stack, node).status()
+            except FileNotFoundError:
+                if not inode.files:
+                    raise
+        if inode.files:
+            return os.fstat(inode.files[0].fd)
+        if inode.last is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode.last
+
+    def _attributes(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
+        found = status or self._status(inode)
+        node = inode.node
+        entry = EntryAttributes()
+        entry.st_ino = self._stack.numbers.number(node.file)
+        entry.st_mode = found.st_mode
+        entry.st_nlink = 1 if self._one_link(inode) else found.st_nlink
+        entry.st_uid = self._users.shown(found.st_uid)
+        entry.st_gid = self._groups.shown(found.st_gid)
+        entry.st_rdev = found.st_rdev
+        entry.st_size = found.st_size
+        entry.st_blocks = found.st_blocks
+        entry.st_blksize = found.st_blksize
+        entry.st_atime_ns = found.st_atime_ns
+        entry.st_mtime_ns = found.st_mtime_ns
+        entry.st_ctime_ns = found.st_ctime_ns
+        entry.entry_timeout = entry.attr_timeout = self._timeout
+        ctypes.c_uint64.from_address(id(entry) + _ID_OFFSET).value = inode.id
+        return entry
+
+    def _one_link(self, inode: Inode) -> bool:
+        node = inode.node
+        return node.is_merged or (node.is_dir and self._stack.options.static_nlink)
+
+    def _told(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
+        """The reply that makes an inode known to the kernel."""
+        entry = self._attributes(inode, status)
+        inode.lookups += 1
+        return entry
+
+    def _missing(self) -> EntryAttributes:
+        """The reply for a name that does not exist, which the kernel keeps too."""
+        entry = EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = self._timeout
+        return entry
+
+    def _find(self, parent: Inode, name: str) -> Inode | None:
+        """The inode at a name: the one that the kernel knows, or else a new one."""
+        known = parent.children.get(name)
+        if known is not None:
+            return known
+        node = resolve.lookup(self._stack, parent.node, name)
+        if node is None:
+            return None
+        return self._inodes.child(parent, name, node, resolve.top(self._stack, node).status())
+
+    def _existing(self, parent: int, name: bytes) -> tuple[Inode, str, Inode]:
+        directory, text = self._inodes[parent], os.fsdecode(name)
+        found = self._find(directory, text)
+        if found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return directory, text, found
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = self._find(self._inodes[parent_inode], os.fsdecode(name))
+        return self._missing() if inode is None else self._told(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, lookups in inode_list:
+            self._inodes.forget(self._inodes[number], lookups)
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._inodes[inode])
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return os.fsencode(resolve.readlink(self._stack, self._inodes[inode].node))
+
+    @_answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return True
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        found = os.statvfs(self._stack.layers[0].fd)
+        reply = StatvfsData()
+        for name in (
+            "f_bsize",
+            "f_frsize",
+            "f_blocks",
+            "f_bfree",
+            "f_bavail",
+            "f_files",
+            "f_ffree",
+            "f_favail",
+            "f_namemax",
+        ):
+            setattr(reply, name, getattr(found, name))
+        return reply
+
+    # Copy-up.
+
+    async def _copy_up(self, inode: Inode, size: int | None = None) -> None:
+        """Make upper hold a node; other requests go on while much data is copied."""
+        if inode.node.upper:
+            return
+        copyup.writable(self._stack)
+        lock = self._copying.setdefault(inode, trio.Lock())
+        try:
+            async with lock:
+                await self._copy_up_locked(inode, size)
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._copying.pop(inode, None)
+
+    async def _copy_up_locked(self, inode: Inode, size: int | None) -> None:
+        node = inode.node
+        if node.upper:
+            return
+        source = node.lower[0]
+        with self._following(inode):
+            copyup.copy_up_parents(self._stack, node)
+            length = source.status().st_size
+            if node.kind != stat.S_IFREG or min(length, size or length) <= _AT_ONCE:
+                draft = copyup.build(self._stack, source, size)
+            else:
+                draft = await trio.to_thread.run_sync(copyup.build, self._stack, source, size)
+            copyup.install(self._stack, node, draft)
+
+    @contextlib.contextmanager
+    def _following(self, *inodes: Inode) -> Iterator[None]:
+        """Afterwards, bring open files and the kernel up to date with what was copied up."""
+        lower = {
+            each
+            for inode in inodes
+            for each in (inode, *self._inodes.above(inode))
+            if not each.node.upper
+        }
+        try:
+            yield
+        finally:
+            for inode in lower:
+                if inode.node.upper:
+                    self._follow(inode)
+
+    def _follow(self, inode: Inode) -> None:
+        """After its copy-up: files opened before read the copy, as on kernel overlayfs."""
+        for file in inode.files:
+            if file.lower:
+                fd = self._opened(inode, file.flags)
+                os.dup2(fd, file.fd, inheritable=False)
+                os.close(fd)
+                file.lower = False
+        # Link counts of directories, change times, and the numbers of hard links differ.
+        with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten it
+            pyfuse3.invalidate_inode(inode.id, attr_only=True)
+
+    # Names.
+
+    @contextlib.contextmanager
+    def _creating(self, ctx: RequestContext) -> Iterator[None]:
+        """Make files as the caller: its owner, group and umask, but our own rights."""
+        uid, gid = self._users.on_disk(ctx.uid), self._groups.on_disk(ctx.gid)
+        mask = os.umask(ctx.umask)
+        ours = os.geteuid(), os.getegid()
+        try:
+            if (uid, gid) == ours:
+                yield
+                return
+            system.set_fs_ids(uid, gid)
+            try:
+                yield
+            finally:
+                system.set_fs_ids(*ours)
+        finally:
+            os.umask(mask)
+
+    def _made(self, parent: Inode, name: str, node: resolve.Node) -> EntryAttributes:
+        status = resolve.top(self._stack, node).status()
+        return self._told(self._inodes.child(parent, name, node, status), status)
+
+    def _new(self, parent_inode: int, name: bytes) -> tuple[Inode, str]:
+        parent, text = self._inodes[parent_inode], os.fsdecode(name)
+        copyup.writable(self._stack)
+        if self._find(parent, text) is not None:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return parent, text
+
+    @_answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent, text = self._new(parent_inode, name)
+        with self._following(parent):
+            node = changes.mkdir(self._stack, parent.node, text, mode, self._creating(ctx))
+        return self._made(parent, text, node)
+
+    @_answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent, text = self._new(parent_inode, name)
+        with self._following(parent):
+            node = changes.mknod(self._stack, parent.node, text, mode, rdev, self._creating(ctx))
+        return self._made(parent, text, node)
+
+    @_answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent, text = self._new(parent_inode, name)
+        link = os.fsdecode(target)
+        with self._following(parent):
+            node = changes.symlink(self._stack, parent.node, text, link, self._creating(ctx))
+        return self._made(parent, text, node)
+
+    @_answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        linked = self._inodes[inode]
+        await self._copy_up(linked)
+        parent, name = self._new(new_parent_inode, new_name)
+        with self._following(parent):
+            changes.link(self._stack, linked.node, parent.node, name)
+        parent.children[name] = linked
+        linked.last = None
+        self._inodes.link(linked, self._status(linked))
+        return self._told(linked)
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        parent, text, inode = self._existing(parent_inode, name)
+        copyup.writable(self._stack)
+        if inode.node.is_dir:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self._remove(parent, text, inode, changes.unlink)
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        parent, text, inode = self._existing(parent_inode, name)
+        copyup.writable(self._stack)
+        if not inode.node.is_dir:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._remove(parent, text, inode, changes.rmdir)
+
+    def _remove(
+        self,
+        parent: Inode,
+        name: str,
+        inode: Inode,
+        change: Callable[[LayerStack, resolve.Node, str, resolve.Node], None],
+    ) -> None:
+        status = self._status(inode)
+        with self._following(parent):
+            change(self._stack, parent.node, name, inode.node)
+        self._lost(parent, name, inode, status)
+
+    def _lost(self, parent: Inode, name: str, inode: Inode, status: os.stat_result) -> None:
+        """After a name of an inode was removed. status: from before."""
+        parent.children.pop(name, None)
+        if not inode.node.names:
+            fields = {key: getattr(status, key) for key in dir(status) if key.startswith("st_")}
+            links = 0 if inode.node.is_dir else status.st_nlink - 1
+            inode.last = os.stat_result([*status[:3], links, *status[4:10]], fields)
+        if not inode.lookups:
+            self._inodes.forget(inode, 0)
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~(system.RENAME_EXCHANGE | system.RENAME_NOREPLACE):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        exchange = bool(flags & system.RENAME_EXCHANGE)
+        await self._copy_up_data(parent_inode_old, name_old)
+        if exchange:
+            await self._copy_up_data(parent_inode_new, name_new)
+        old_parent, old_name, old = self._existing(parent_inode_old, name_old)
+        new_parent, new_name = self._inodes[parent_inode_new], os.fsdecode(name_new)
+        new = self._find(new_parent, new_name)
+        if flags & system.RENAME_NOREPLACE and new is not None:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if new is old:
+            return
+        status = None if new is None else self._status(new)
+        inodes = [old, old_parent, new_parent] + ([new] if new is not None else [])
+        with self._following(*inodes):
+            changes.rename(
+                self._stack,
+                old_parent.node,
+                old_name,
+                old.node,
+                new_parent.node,
+                new_name,
+                None if new is None else new.node,
+                flags,
+            )
+        if (old_parent.node, old_name) in old.node.names:
+            return  # two names of one file
+        old_parent.children.pop(old_name, None)
+        if new is not None and status is not None:
+            if exchange:
+                old_parent.children[old_name] = new
+            else:
+                self._lost(new_parent, new_name, new, status)
+        new_parent.children[new_name] = old
+
+    async def _copy_up_data(self, parent_inode: int, name: bytes) -> None:
+        """What may take long, before names are looked up: they may change meanwhile."""
+        _, _, inode = self._existing(parent_inode, name)
+        if inode.node.kind == stat.S_IFREG:
+            await self._copy_up(inode)
+
+    # Attributes.
+
+    @_answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changed = self._inodes[inode]
+        copyup.writable(self._stack)
+        size = attr.st_size if fields.update_size else None
+        if not self._is_removed(changed):
+            await self._copy_up(changed, size)
+            self._set(changed, attr, fields)
+        else:
+            self._set_open(self._file_of(changed, fh), attr, fields)
+        return self._attributes(changed)
+
+    @staticmethod
+    def _is_removed(inode: Inode) -> bool:
+        return not (inode.node.names or inode.node.is_root)
+
+    def _file_of(self, inode: Inode, fh: int | None) -> File:
+        """An open file of a removed inode."""
+        if fh is not None:
+            return self._files[fh]
+        if not inode.files:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode.files[0]
+
+    def _set(self, inode: Inode, attr: EntryAttributes, fields: SetattrFields) -> None:
+        node = inode.node
+        if fields.update_size:
+            changes.truncate(self._stack, node, attr.st_size)
+        if fields.update_uid or fields.update_gid:
+            changes.chown(self._stack, node, *self._owner(attr, fields))
+        if fields.update_mode:
+            changes.chmod(self._stack, node, stat.S_IMODE(attr.st_mode))
+        if fields.update_atime or fields.update_mtime:
+            changes.utime(self._stack, node, _times(attr, fields, self._status(inode)))
+
+    def _set_open(self, file: File, attr: EntryAttributes, fields: SetattrFields) -> None:
+        """The same for a file that has no name any more."""
+        if file.lower:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        path = f"/proc/self/fd/{file.fd}"
+        if fields.update_size:
+            os.truncate(path, attr.st_size)
+        if fields.update_uid or fields.update_gid:
+            os.chown(path, *self._owner(attr, fields))
+        if fields.update_mode:
+            os.chmod(path, stat.S_IMODE(attr.st_mode))
+        if fields.update_atime or fields.update_mtime:
+            os.utime(path, ns=_times(attr, fields, os.fstat(file.fd)))
+
+    def _owner(self, attr: EntryAttributes, fields: SetattrFields) -> tuple[int, int]:
+        return (
+            self._users.on_disk(attr.st_uid) if fields.update_uid else -1,
+            self._groups.on_disk(attr.st_gid) if fields.update_gid else -1,
+        )
+
+    def _check_xattr(self, name: str) -> None:
+        options = self._stack.options
+        if options.noxattrs or (options.noacl and name in _ACL):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        text = os.fsdecode(name)
+        self._check_xattr(text)
+        return xattrs.get(self._stack, self._inodes[inode].node, text)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        if self._stack.options.noxattrs:
+            return []
+        names = xattrs.names(self._stack, self._inodes[inode].node)
+        hidden = _ACL if self._stack.options.noacl else ()
+        return [os.fsencode(name) for name in names if name not in hidden]
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        text = os.fsdecode(name)
+        self._check_xattr(text)
+        changed = self._inodes[inode]
+        await self._copy_up(changed)
+        xattrs.set(self._stack, changed.node, text, value)
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        text = os.fsdecode(name)
+        self._check_xattr(text)
+        changed = self._inodes[inode]
+        with self._following(changed):
+            xattrs.remove(self._stack, changed.node, text)
+
+    # Files.
+
+    def _layer_flags(self, flags: int) -> int:
+        """The flags for the file in its layer of those that the kernel opens with."""
+        flags &= ~_NOT_FOR_LAYERS
+        if self.enable_writeback_cache and flags & os.O_ACCMODE != os.O_RDONLY:
+            # The kernel reads what it writes in part, and appends by itself.
+            flags = flags & ~(os.O_ACCMODE | os.O_APPEND) | os.O_RDWR
+        return flags
+
+    def _opened(self, inode: Inode, flags: int) -> int:
+        place = resolve.top(self._stack, inode.node)
+        return system.open_beneath(place.layer.fd, place.path, flags)
+
+    def _keep(self, inode: Inode, fd: int, flags: int) -> FileInfo:
+        file = File(inode, fd, flags & ~os.O_TRUNC, lower=not inode.node.upper)
+        inode.files.append(file)
+        self._files[fd] = file
+        return FileInfo(fh=fd, keep_cache=True)
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        opened = self._inodes[inode]
+        flags = self._layer_flags(flags)
+        if self._is_removed(opened):
+            # By an open file, as /proc/PID/fd leads to it.
+            file = self._file_of(opened, None)
+            return self._keep(opened, os.open(f"/proc/self/fd/{file.fd}", flags), flags)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            copyup.writable(self._stack)
+            await self._copy_up(opened, 0 if flags & os.O_TRUNC else None)
+        return self._keep(opened, self._opened(opened, flags), flags)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        parent, text = self._new(parent_inode, name)
+        layer_flags = self._layer_flags(flags)
+        with self._following(parent):
+            node, fd = changes.create_file(
+                self._stack, parent.node, text, mode, layer_flags, self._creating(ctx)
+            )
+        entry = self._made(parent, text, node)
+        return self._keep(parent.children[text], fd, layer_flags), entry
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        try:
+            data = bytearray(size)
+            length = os.preadv(fh, [data], off, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return os.pread(fh, size, off)
+            if error.errno != errno.EAGAIN:
+                raise
+        else:
+            if length == size or off + length >= os.fstat(fh).st_size:
+                return bytes(memoryview(data)[:length])
+        # The rest is on disk: another thread waits for it.
+        return await trio.to_thread.run_sync(os.pread, fh, size, off)
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return os.pwrite(fh, buf, off)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        return
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        file = self._files.pop(fh)
+        file.inode.files.remove(file)
+        if not file.inode.files and self._is_removed(file.inode):
+            file.inode.last = os.fstat(fh)
+        os.close(fh)
+
+    def _syncs(self) -> bool:
+        options = self._stack.options
+        return options.fsync and not options.volatile
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        if self._syncs():
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
+
+    # Directories.
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        number = self._next_directory
+        self._next_directory += 1
+        self._directories[number] = _Directory(self._inodes[inode])
+        return number
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        directory = self._directories[fh]
+        inode = directory.inode
+        if start_id == 0:
+            directory.names = [".", "..", *merge.listing(self._stack, inode.node)]
+        for position in range(start_id, len(directory.names)):
+            name = directory.names[position]
+            if position < 2:
+                shown: Inode | None = inode
+                if position and inode.node.names:
+                    shown = next(self._inodes.above(inode))
+            else:
+                shown = self._find(inode, name)
+            if shown is None:
+                continue  # removed since it was listed
+            entry = self._attributes(shown)
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, position + 1):
+                if not shown.lookups:
+                    self._inodes.forget(shown, 0)
+                return
+            shown.lookups += position >= 2
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        del self._directories[fh]
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        node = self._directories[fh].inode.node
+        if not node.upper or not self._syncs():
+            return
+        fd = self._opened(self._directories[fh].inode, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            await trio.to_thread.run_sync(os.fsync, fd)
+        finally:
+            os.close(fd)
+
+
+def _times(attr: EntryAttributes, fields: SetattrFields, status: os.stat_result) -> tuple[int, int]:
+    """Access and modification time to set, in nanoseconds; the one not asked for stays."""
+    return (
+        attr.st_atime_ns if fields.update_atime else status.st_atime_ns,
+        attr.st_mtime_ns if fields.update_mtime else status.st_mtime_ns,
+    )

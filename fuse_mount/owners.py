@@ -1,0 +1,65 @@
+"""Owners as the mount shows them, and as they are on disk: mapped, or squashed to one.
+
+Rules: fuse-overlayfs(1), options uidmapping, gidmapping, squash_to_root, squash_to_uid and
+squash_to_gid. Cost: none where no such option is given.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Final, final
+
+from unionfs.options import IdRange, MountOptions
+
+_OVERFLOW: Final = 65534
+"""Whom a file belongs to whose owner has no number in the mount (/proc/sys/fs/overflowuid)."""
+_UNCHANGED: Final = -1
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The users, or the groups. squash: the one that all are; None: as `ranges` map them."""
+
+    ranges: tuple[IdRange, ...]
+    squash: int | None
+
+    def shown(self, on_disk: int) -> int:
+        """The number in the mount of one on disk."""
+        if self.squash is not None:
+            return self.squash
+        for inside, outside, count in self.ranges:
+            if outside <= on_disk < outside + count:
+                return inside + on_disk - outside
+        return _OVERFLOW if self.ranges else on_disk
+
+    def on_disk(self, shown: int) -> int:
+        """The number on disk of one in the mount.
+
+        Raises OSError EOVERFLOW where there is none.
+        """
+        if shown == _UNCHANGED:
+            return shown
+        shown = shown if self.squash is None else self.squash
+        for inside, outside, count in self.ranges:
+            if inside <= shown < inside + count:
+                return outside + shown - inside
+        if self.ranges:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        return shown
+
+
+def users(options: MountOptions) -> Ids:
+    """The users of a mount."""
+    return Ids(options.uidmapping, _squash(options.squash_to_uid, options))
+
+
+def groups(options: MountOptions) -> Ids:
+    """The groups of a mount."""
+    return Ids(options.gidmapping, _squash(options.squash_to_gid, options))
+
+
+def _squash(one: int | None, options: MountOptions) -> int | None:
+    return 0 if one is None and options.squash_to_root else one
