@@ -125,7 +125,7 @@ class Bench:
             Path(path).mkdir(parents=True)
         try:
             job = Job(peer.name, workload.name, site, self.plan.scale, self.drop)
-            outcome = _in_session(job, rootless=peer.rootless or os.geteuid() != 0)
+            outcome = in_session(job, rootless=peer.rootless or os.geteuid() != 0)
         finally:
             _remove(base)
         if outcome.seconds is None:
@@ -133,7 +133,7 @@ class Bench:
         return Sample(workload.name, count, peer.name, number, outcome)
 
 
-def _in_session(job: Job, *, rootless: bool) -> Outcome:
+def in_session(job: Job, *, rootless: bool) -> Outcome:
     """Have a new process do the job; its end is the end of all that it started."""
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if rootless:

@@ -96,7 +96,8 @@ def _protect(site: Site) -> None:
     folder = os.path.commonpath([site.merged, *site.lower])
     flags = os.statvfs(folder).f_flag
     options = ",".join(["ro", *(name for flag, name in _FLAGS.items() if flags & flag)])
-    subprocess.run(["mount", "--bind", "-o", options, folder, folder], check=True)
+    command = ["mount", "--bind", "-o", options, folder, folder]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _usage(process: str) -> Usage:
@@ -132,7 +133,8 @@ def _start(peer: Peer, workload: Workload, site: Site) -> tuple[View, tuple[str,
     folder = site.merged
     if workload.writes:
         folder = site.target
-        subprocess.run(["cp", "-a", f"{site.merged}/.", folder], check=True)
+        command = ["cp", "-a", f"{site.merged}/.", folder]
+        subprocess.run(command, check=True, capture_output=True)
     os.chdir(folder)
     return CurrentDirectory(), (folder,)
 
@@ -177,8 +179,8 @@ def measure(job: Job) -> Outcome:
 def main() -> None:
     """Do the job on standard input; a failure of the peer is an outcome too."""
     job = Job.read(sys.stdin.read())
-    _protect(job.site)
     try:
+        _protect(job.site)
         outcome = measure(job)
     except subprocess.CalledProcessError as error:
         said = (error.stderr or b"").decode(errors="replace").strip().splitlines()
