@@ -36,7 +36,7 @@ from pyfuse3 import (
 
 from fuse_mount import owners
 from fuse_mount.inodes import File, Inode, Inodes
-from unionfs import changes, copyup, merge, resolve, system, xattrs
+from unionfs import changes, copyup, markers, merge, resolve, system, xattrs
 from unionfs.stack import LayerStack
 
 _P = ParamSpec("_P")
@@ -86,7 +86,7 @@ def _answered(
             log.exception("%s%s failed", handler.__name__, args)
             raise FUSEError(errno.EIO) from None
 
-    return answer
+    return answer  # type: ignore[return-value]  # mypy loses that it takes self by position
 
 
 @final
@@ -153,7 +153,7 @@ class Operations(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = self._stack.numbers.number(node.file)
         entry.st_mode = found.st_mode
-        entry.st_nlink = 1 if self._one_link(inode) else found.st_nlink
+        entry.st_nlink = self._links(inode, found)
         entry.st_uid = self._users.shown(found.st_uid)
         entry.st_gid = self._groups.shown(found.st_gid)
         entry.st_rdev = found.st_rdev
@@ -167,9 +167,11 @@ class Operations(pyfuse3.Operations):
         ctypes.c_uint64.from_address(id(entry) + _ID_OFFSET).value = inode.id
         return entry
 
-    def _one_link(self, inode: Inode) -> bool:
+    def _links(self, inode: Inode, status: os.stat_result) -> int:
         node = inode.node
-        return node.is_merged or (node.is_dir and self._stack.options.static_nlink)
+        if node.is_merged or (node.is_dir and self._stack.options.static_nlink):
+            return 1
+        return status.st_nlink
 
     def _told(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
         """The reply that makes an inode known to the kernel."""
@@ -472,6 +474,8 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         changed = self._inodes[inode]
+        if _only_ctime(fields):
+            return self._attributes(changed)  # the layer keeps that by itself
         copyup.writable(self._stack)
         size = attr.st_size if fields.update_size else None
         if not self._is_removed(changed):
@@ -507,7 +511,7 @@ class Operations(pyfuse3.Operations):
     def _set_open(self, file: File, attr: EntryAttributes, fields: SetattrFields) -> None:
         """The same for a file that has no name any more."""
         if file.lower:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            self._copy_nameless(file.inode)
         path = f"/proc/self/fd/{file.fd}"
         if fields.update_size:
             os.truncate(path, attr.st_size)
@@ -518,11 +522,28 @@ class Operations(pyfuse3.Operations):
         if fields.update_atime or fields.update_mtime:
             os.utime(path, ns=_times(attr, fields, os.fstat(file.fd)))
 
+    def _copy_nameless(self, inode: Inode) -> None:
+        """Copy up a removed file for those who have it open."""
+        workdir = self._stack.claim()
+        draft = copyup.build(self._stack, inode.node.lower[0])
+        try:
+            for file in inode.files:
+                fd = system.open_beneath(workdir.fd, draft, file.flags)
+                os.dup2(fd, file.fd, inheritable=False)
+                os.close(fd)
+                file.lower = False
+        finally:
+            workdir.discard(draft)
+
     def _owner(self, attr: EntryAttributes, fields: SetattrFields) -> tuple[int, int]:
         return (
             self._users.on_disk(attr.st_uid) if fields.update_uid else -1,
             self._groups.on_disk(attr.st_gid) if fields.update_gid else -1,
         )
+
+    def _nameless(self, inode: Inode) -> int | None:
+        """A descriptor of a removed inode's file."""
+        return self._file_of(inode, None).fd if self._is_removed(inode) else None
 
     def _check_xattr(self, name: str) -> None:
         options = self._stack.options
@@ -533,13 +554,15 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         text = os.fsdecode(name)
         self._check_xattr(text)
-        return xattrs.get(self._stack, self._inodes[inode].node, text)
+        found = self._inodes[inode]
+        return xattrs.get(self._stack, found.node, text, self._nameless(found))
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         if self._stack.options.noxattrs:
             return []
-        names = xattrs.names(self._stack, self._inodes[inode].node)
+        found = self._inodes[inode]
+        names = xattrs.names(self._stack, found.node, self._nameless(found))
         hidden = _ACL if self._stack.options.noacl else ()
         return [os.fsencode(name) for name in names if name not in hidden]
 
@@ -548,6 +571,10 @@ class Operations(pyfuse3.Operations):
         text = os.fsdecode(name)
         self._check_xattr(text)
         changed = self._inodes[inode]
+        fd = self._nameless(changed)
+        if fd is not None:
+            system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
+            return
         await self._copy_up(changed)
         xattrs.set(self._stack, changed.node, text, value)
 
@@ -556,6 +583,10 @@ class Operations(pyfuse3.Operations):
         text = os.fsdecode(name)
         self._check_xattr(text)
         changed = self._inodes[inode]
+        fd = self._nameless(changed)
+        if fd is not None:
+            system.remove_xattr(fd, "", markers.on_disk(self._stack.prefix, text))
+            return
         with self._following(changed):
             xattrs.remove(self._stack, changed.node, text)
 
@@ -692,6 +723,20 @@ class Operations(pyfuse3.Operations):
             await trio.to_thread.run_sync(os.fsync, fd)
         finally:
             os.close(fd)
+
+
+def _only_ctime(fields: SetattrFields) -> bool:
+    """Whether the kernel tells of a change time alone, as it does with its writeback cache."""
+    return fields.update_ctime and not any(
+        (
+            fields.update_size,
+            fields.update_mode,
+            fields.update_uid,
+            fields.update_gid,
+            fields.update_atime,
+            fields.update_mtime,
+        )
+    )
 
 
 def _times(attr: EntryAttributes, fields: SetattrFields, status: os.stat_result) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 MARKS = "trusted.overlay."
@@ -310,3 +310,20 @@ def differences(expected: Mapping[str, object], actual: Mapping[str, object]) ->
         for path in sorted({*expected, *actual})
         if expected.get(path) != actual.get(path)
     ]
+
+
+def there(seen: Mapping[str, object]) -> dict[str, object]:
+    """Without names that are listed and cannot be looked up: the kernel's whiteouts in opaque
+    directories."""
+    return {path: what for path, what in seen.items() if what != "ENOENT"}
+
+
+def unrepaired(upper: Snapshot) -> Snapshot:
+    """An upper without what the kernel adds to hand-made directories when it looks them up."""
+    repairs = (f"{MARKS}origin", f"{MARKS}impure")
+    return {
+        path: replace(what, xattrs=tuple(x for x in what.xattrs if x[0] not in repairs))
+        if isinstance(what, Seen) and what.kind == "directory"
+        else what
+        for path, what in upper.items()
+    }

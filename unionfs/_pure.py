@@ -36,6 +36,8 @@ _OPENAT2_ATTEMPTS: Final = 16
 
 _CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
+_PR_SET_SECUREBITS: Final = 28
+_NO_SETUID_FIXUP: Final = 1 << 2
 _FICLONE: Final = 0x40049409  # linux/fs.h
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _CANNOT_CLONE: Final = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
@@ -400,6 +402,19 @@ def filesystem_uuid(root_fd: int) -> bytes | None:
     finally:
         os.close(fd)
     return answer[1:17] if answer[0] == 16 else None
+
+
+def keep_capabilities() -> bool:
+    """Let `set_fs_ids` of this thread change IDs alone, not capabilities; False without privilege.
+
+    Files are then made for others with our own rights, as the kernel does for overlayfs
+    (capabilities(7), SECBIT_NO_SETUID_FIXUP).
+    """
+    try:
+        _call("prctl", _PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0)
+    except PermissionError:
+        return False
+    return True
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

@@ -138,8 +138,6 @@ def _check_name(name: str) -> None:
 
 def _copy_up_directory(stack: LayerStack, directory: Node) -> None:
     """Make upper hold a directory that is about to get or lose a name."""
-    if not directory.names and not directory.upper:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     stack.claim()
     copy_up(stack, directory)
 

@@ -151,15 +151,16 @@ def _mark(dir_fd: int, path: str, name: str, value: bytes) -> bool:
 def install(stack: LayerStack, node: Node, draft: str) -> None:
     """Show what `build` copied for a node, whose parents are in upper, in the lower file's place.
 
-    A node that was removed meanwhile has no name to show it by: then the draft is discarded.
+    Raises FileNotFoundError for a node that was removed meanwhile: no name can show it.
     """
     upper = writable(stack)
     workdir = stack.claim()
-    if not node.names:
+    try:
+        path = node.path
+    except FileNotFoundError:
         workdir.discard(draft)
-        return
+        raise
     parent = node.names[0][0]
-    path = node.path
     directory = lstat(upper, parent.path)
     mark_impure(stack, parent)
     try:

@@ -47,6 +47,7 @@ class Node:
     """One object of the union, known by at least one name until the last is removed.
 
     names: parent and name of each known hard link; empty for the root, and once it is removed.
+    is_root: whether it is the root.
     kind: its file type, of S_IFMT.
     upper: whether the upper layer holds it, always at the union's own path.
     lower: the lower places of a directory, merged top first; the one place of another file that
@@ -60,6 +61,7 @@ class Node:
         "__weakref__",
         "file",
         "impure",
+        "is_root",
         "kind",
         "lower",
         "names",
@@ -80,6 +82,7 @@ class Node:
         marks: markers.Marks = markers.Marks(),  # noqa: B008 - frozen
         origin: bool = False,
     ) -> None:
+        self.is_root = not names
         self.names = names
         self.kind = kind
         self.file = file
@@ -101,12 +104,17 @@ class Node:
 
     @property
     def path(self) -> str:
-        """Its path in the union, and so in upper; "" is the root."""
+        """Its path in the union, and so in upper; "" is the root.
+
+        Raises FileNotFoundError when it, or a directory above it, was removed.
+        """
         parts = []
         node = self
         while node.names:
             node, name = node.names[0]
             parts.append(name)
+        if not node.is_root:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return "/".join(reversed(parts))
 
 

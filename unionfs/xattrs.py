@@ -20,19 +20,24 @@ _FREE: Final = "user."
 """The namespace of attributes that only files and directories have (xattr(7))."""
 
 
-def get(stack: LayerStack, node: Node, name: str) -> bytes:
-    """The value of an attribute.
+def get(stack: LayerStack, node: Node, name: str, opened: int | None = None) -> bytes:
+    """The value of an attribute. opened: a descriptor of the node's file, if it has no name.
 
     Raises OSError: ENODATA, EOPNOTSUPP.
     """
-    place = top(stack, node)
-    return system.read_xattr(place.layer.fd, place.path, markers.on_disk(stack.prefix, name))
+    return system.read_xattr(*_where(stack, node, opened), markers.on_disk(stack.prefix, name))
 
 
-def names(stack: LayerStack, node: Node) -> list[str]:
-    """The names of all attributes."""
+def _where(stack: LayerStack, node: Node, opened: int | None) -> tuple[int, str]:
+    if opened is not None:
+        return opened, ""
     place = top(stack, node)
-    listed = system.list_xattr(place.layer.fd, place.path)
+    return place.layer.fd, place.path
+
+
+def names(stack: LayerStack, node: Node, opened: int | None = None) -> list[str]:
+    """The names of all attributes. opened: as for `get`."""
+    listed = system.list_xattr(*_where(stack, node, opened))
     shown = (markers.in_union(stack.prefix, name) for name in listed)
     return [name for name in shown if name is not None]
 

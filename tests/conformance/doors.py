@@ -346,4 +346,9 @@ def _await_mount(daemon: subprocess.Popen[bytes], target: str) -> None:
 
 Opener = Callable[[Layers], AbstractContextManager[Door]]
 
-DOORS: dict[str, Opener] = {"kernel": kernel, "library": library, "fuse": fuse, "fuse-pure": fuse_pure}
+DOORS: dict[str, Opener] = {
+    "kernel": kernel,
+    "library": library,
+    "fuse": fuse,
+    "fuse-pure": fuse_pure,
+}

@@ -55,6 +55,16 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         "the library has the rights of its process: an ordinary user cannot write root's upper",
     ),
     Known(
+        frozenset({"copy-up-by-truncate-same"}),
+        _FUSE,
+        "with its writeback cache the kernel keeps the times of a file whose length stays",
+    ),
+    Known(
+        frozenset({"write-fallocate"}),
+        _FUSE,
+        "pyfuse3 has no fallocate operation: the C library writes a byte a block instead",
+    ),
+    Known(
         frozenset({"open-tmpfile"}),
         _FUSE,
         "pyfuse3 has no tmpfile operation: the kernel answers EOPNOTSUPP by itself",

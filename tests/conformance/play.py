@@ -152,8 +152,11 @@ class Player:
     # Files by path.
 
     def read(self, path: str) -> bytes:
-        with open(self.door.os_open(self._at(path), os.O_RDONLY), "rb") as stream:
-            return stream.read()
+        handle = self.door.os_open(self._at(path), os.O_RDONLY)
+        try:
+            return b"".join(iter(lambda: os.read(handle, 1 << 20), b""))
+        finally:
+            os.close(handle)
 
     def write(self, path: str, data: bytes, flags: int = os.O_CREAT | os.O_TRUNC) -> int:
         handle = self.door.os_open(self._at(path), os.O_WRONLY | flags, 0o666)

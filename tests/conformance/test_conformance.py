@@ -1,7 +1,6 @@
 """Every door does what kernel overlayfs does: results, errnos, trees, and layers on disk."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests.conformance.known import KNOWN_DIFFERENCES
 from tests.conformance.observe import Observations
 from tests.conformance.play import Scenario, better
 from tests.conformance.scenarios import SCENARIOS
-from tests.tree import MARKS, Seen, Snapshot, differences
+from tests.tree import differences, there, unrepaired
 
 Observe = Callable[[str], Observations]
 
@@ -33,25 +32,6 @@ def _cases() -> list[object]:
     ]
 
 
-def _there(seen: Mapping[str, object]) -> dict[str, object]:
-    """Without names that are listed and cannot be looked up: the kernel's whiteouts in opaque
-    directories."""
-    return {path: what for path, what in seen.items() if what != "ENOENT"}
-
-
-def _unrepaired(scenario: Scenario, upper: Snapshot) -> dict[str, object]:
-    """An upper without what the kernel adds to hand-made directories when it looks them up."""
-    if scenario.upper is None:
-        return dict(upper)
-    repairs = (f"{MARKS}origin", f"{MARKS}impure")
-    return {
-        path: replace(what, xattrs=tuple(x for x in what.xattrs if x[0] not in repairs))
-        if isinstance(what, Seen) and what.kind == "directory"
-        else what
-        for path, what in upper.items()
-    }
-
-
 @pytest.mark.parametrize(("door", "scenario"), _cases())
 def test_scenario(door: str, scenario: Scenario, observations: Observe) -> None:
     """Given the scenario's layers and steps, the door leaves and shows what the kernel does."""
@@ -70,13 +50,13 @@ def test_scenario(door: str, scenario: Scenario, observations: Observe) -> None:
             ("merged tree", expected.merged, actual.merged),
             (
                 "upper on disk",
-                _unrepaired(scenario, expected.upper),
-                _unrepaired(scenario, actual.upper),
+                expected.upper if scenario.upper is None else unrepaired(expected.upper),
+                actual.upper if scenario.upper is None else unrepaired(actual.upper),
             ),
             ("layers mounted natively", expected.remounted, actual.remounted),
             ("kernel's layers through the door", expected.remounted, actual.reread),
         )
-        for line in differences(_there(wanted), _there(got))
+        for line in differences(there(wanted), there(got))
     ]
     if unlike:
         pytest.fail("\n".join(unlike), pytrace=False)
