@@ -191,22 +191,33 @@ class Connection:
     async def negotiate(self, device: int) -> None:
         """Agree with the kernel on what `mount` gave; afterwards `pyfuse3.main` answers it.
 
-        Takes the descriptor over. pyfuse3's loop runs for the one request and is taken down again,
-        so that nothing waits for the socket when the device takes its place.
+        Takes the descriptor over.
         """
         try:
-            request = os.read(device, _MESSAGE_MAX)
-            self._ours.send(_for_libfuse(request))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(pyfuse3.main)
-                await trio.lowlevel.wait_readable(self._ours.fileno())
-                reply = self._ours.recv(_MESSAGE_MAX)
-                nursery.cancel_scope.cancel()
-            os.write(device, _for_kernel(request, reply))
+            await self._agree(device)
+        except OSError as error:
+            # Unmounted already; pyfuse3.main will learn so too.
+            if error.errno not in (errno.ENODEV, errno.ENOENT):
+                raise
+        finally:
             self._ours.close()
             os.dup2(device, self._session, inheritable=False)
-        finally:
             os.close(device)
+
+    async def _agree(self, device: int) -> None:
+        """Have libfuse answer INIT by the socket, so that the answer can be corrected.
+
+        pyfuse3's loop runs for the one request and is taken down again, so that nothing waits for
+        the socket when the device takes its place.
+        """
+        request = os.read(device, _MESSAGE_MAX)
+        self._ours.send(_for_libfuse(request))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main)
+            await trio.lowlevel.wait_readable(self._ours.fileno())
+            reply = self._ours.recv(_MESSAGE_MAX)
+            nursery.cancel_scope.cancel()
+        os.write(device, _for_kernel(request, reply))
 
     def close(self) -> None:
         """End it: unless it was unmounted, the mount is dead from now on."""
