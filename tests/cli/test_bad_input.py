@@ -42,17 +42,19 @@ def attempt(request: pytest.FixtureRequest, call: Call, folder: Path) -> Attempt
             layers = [word for path in lower for word in ("--lower", path)]
             arguments = ["mount", *layers, "--upper", upper, "--work", work, "--backend", way]
             arguments.append(target)
-        mounts, files = mounted(), seen(folder)
+        mounts, files = mounted(folder), seen(folder)
         message = complaint(call(*arguments, before=before))
-        assert mounted() == mounts
+        assert mounted(folder) == mounts
         assert seen(folder) == files
         return message
 
     return run
 
 
-def mounted() -> str:
-    return Path("/proc/self/mountinfo").read_text()
+def mounted(folder: Path) -> list[str]:
+    """What is mounted in the folder, or of its layers."""
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in table if str(folder) in line]
 
 
 def seen(folder: Path) -> Snapshot:
