@@ -48,7 +48,10 @@ _ALWAYS: Final = 1e9
 """Seconds that the kernel may keep what does not change behind its back."""
 _AT_ONCE: Final = 256 << 10
 """Bytes that are copied while other requests wait; more is left to another thread."""
-_NOT_FOR_LAYERS: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_NOATIME
+_FOR_LAYERS: Final = (
+    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NONBLOCK | os.O_NOFOLLOW
+)
+"""The flags that concern a layer's file; the kernel has others of its own, as one for execve(2)."""
 _ACL: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
@@ -594,7 +597,7 @@ class Operations(pyfuse3.Operations):
 
     def _layer_flags(self, flags: int) -> int:
         """The flags for the file in its layer of those that the kernel opens with."""
-        flags &= ~_NOT_FOR_LAYERS
+        flags &= _FOR_LAYERS
         if self.enable_writeback_cache and flags & os.O_ACCMODE != os.O_RDONLY:
             # The kernel reads what it writes in part, and appends by itself.
             flags = flags & ~(os.O_ACCMODE | os.O_APPEND) | os.O_RDWR

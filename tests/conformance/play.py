@@ -273,9 +273,17 @@ class Player:
 def better(step: str, expected: object, actual: object) -> bool:
     """Whether a door outdoes the kernel, whose inode numbers disagree below hand-made uppers.
 
-    Rule: ovl_iterate corrects d_ino only in directories marked impure (fs/overlayfs/readdir.c).
+    And which lists the whiteouts in an opaque directory, though none of them can be looked up.
+
+    Rule: ovl_iterate corrects d_ino only in directories marked impure, and merges only those that
+    have something below (fs/overlayfs/readdir.c).
     """
-    return "numbers_agree" in step and expected is False and actual is True
+    if "numbers_agree" in step:
+        return expected in (False, "ENOENT") and actual is True
+    if "scandir" in step and isinstance(expected, list) and isinstance(actual, list):
+        hidden = [entry for entry in expected if entry not in actual]
+        return sorted(actual + hidden) == expected and all(kind == "special" for _, kind in hidden)
+    return False
 
 
 def _type(entry: Any) -> str:
