@@ -20,7 +20,8 @@ def pace(seconds: float, workload: Workload, scale: Scale) -> str:
     """The time of one file or call, or the bytes a second; nothing where there is one alone."""
     amount = workload.amount(scale)
     if workload.unit == "byte":
-        return f"{amount / seconds / MIB:,.0f} MiB/s"
+        speed = amount / seconds / MIB
+        return f"{speed:.0f} MiB/s" if speed < 10_000 else f"{speed / 1024:.0f} GiB/s"
     return f"{duration(seconds / amount)}/{workload.unit}" if amount > 1 else ""
 
 
@@ -33,7 +34,9 @@ def spread(row: Row) -> str:
 
 def ratio(value: float | None) -> str:
     """How many times as long."""
-    return "" if value is None else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value >= 0.01 else "<0.01"
 
 
 def memory(size: int) -> str:
