@@ -302,4 +302,6 @@ def _fuse_commands() -> Iterator[tuple[str, Command]]:
             command = parse_command(arguments[at + 1 :])
         except OptionError:
             continue  # no mount: another command of that name
+        if not command.parsed.lower:
+            continue  # nor this one
         yield os.path.realpath(command.target), command
