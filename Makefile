@@ -48,5 +48,5 @@ $(VENV)/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	.ci/setup-build
 	$(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(PYTHON) -c 'from unionfs.system import NATIVE; print("" if NATIVE else "warning: no C extension; see setup.py")'
+	@$(PYTHON) -c 'from unionfs.system import NATIVE; NATIVE or print("WARNING: the C extension was not built: all works, slower")'
 	touch $@

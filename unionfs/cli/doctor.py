@@ -18,7 +18,7 @@ import click
 
 from unionfs import system
 from unionfs.cli.given import DIRECTORY
-from unionfs.cli.output import json_option, print_columns, print_json, print_line
+from unionfs.cli.output import Cell, json_option, print_columns, print_json, print_line
 
 
 @final
@@ -47,7 +47,11 @@ def doctor_command(upper: str, as_json: bool) -> int:
     Everything is tried: mounts in a namespace of their own, files in a folder in DIR that is
     removed again. Exits with 1 where no backend can mount.
     """
-    with tempfile.TemporaryDirectory(prefix=".unionmount-doctor-", dir=upper) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=".unionmount-doctor-",
+        dir=upper,
+        ignore_cleanup_errors=True,  # a trial that cannot be unmounted is a finding, told below
+    ) as name:
         folder = Path(name)
         mounts = [*_mounts(folder)]
         files = [*_files(folder)]
@@ -76,16 +80,13 @@ def _choice(kernel: Check, fuse: Check) -> tuple[str | None, str]:
 
 
 def _print(checks: list[Check]) -> None:
-    print_columns(
-        [
-            [
-                ("  yes", "green") if check.ok else ("  no", "yellow"),
-                (check.name, "bold"),
-                (f"{check.says}; {check.remedy}" if check.remedy else check.says, ""),
-            ]
-            for check in checks
-        ]
-    )
+    rows: list[list[Cell]] = []
+    for check in checks:
+        answer = ("  yes", "green") if check.ok else ("  no", "yellow")
+        rows.append([answer, (check.name, "bold"), (check.says, "")])
+        if check.remedy:
+            rows.append([("", ""), ("", ""), (check.remedy, "dim")])
+    print_columns(rows)
 
 
 def _mounts(folder: Path) -> Iterator[Check]:
@@ -111,7 +112,8 @@ def _mounts(folder: Path) -> Iterator[Check]:
         "passthrough",
         folder,
         private,
-        "it takes Linux 6.9 and root; without it data passes through the mount program, slower",
+        "it takes Linux 6.9; without it data passes through the mount program, slower",
+        "the kernel offers it, to mounts of the machine's root",
     )
     yield Check(
         "C extension",
@@ -121,9 +123,16 @@ def _mounts(folder: Path) -> Iterator[Check]:
     )
 
 
-def _trial(name: str, kind: str, folder: Path, namespace: list[str], remedy: str) -> Check:
+def _trial(
+    name: str,
+    kind: str,
+    folder: Path,
+    namespace: list[str],
+    remedy: str,
+    success: str = "tried, and it works",
+) -> Check:
     """Run `trial`, in a namespace that the command `namespace` makes."""
-    place = Path(tempfile.mkdtemp(dir=folder))
+    place = Path(tempfile.mkdtemp(dir=folder)).resolve()
     for directory in ("lower", "upper", "work", "target"):
         (place / directory).mkdir()
     command = [*namespace, sys.executable, "-P", "-m", "unionfs.cli.trial", kind, str(place)]
@@ -132,7 +141,7 @@ def _trial(name: str, kind: str, folder: Path, namespace: list[str], remedy: str
     except FileNotFoundError as error:
         return Check(name, False, f"no program {error.filename}", "install util-linux")
     if done.returncode == 0:
-        return Check(name, True, "tried, and it works")
+        return Check(name, True, success)
     said = (done.stderr.strip().splitlines() or ["the trial died"])[-1]
     for prefix in ("unionmount: ", f"{place}/target: "):
         said = said.removeprefix(prefix)
