@@ -33,6 +33,7 @@ REDIRECT: Final = "redirect"
 IMPURE: Final = "impure"
 ORIGIN: Final = "origin"
 WHITEOUT: Final = "whiteout"
+METACOPY: Final = "metacopy"
 
 YES: Final = b"y"
 _XWHITEOUTS: Final = b"x"
@@ -119,6 +120,23 @@ def is_whiteout(prefix: str, layer_fd: int, path: str, status: os.stat_result) -
 def has_xwhiteouts(prefix: str, layer_fd: int, directory: str) -> bool:
     """Whether a layer's directory announces whiteouts that are marked files."""
     return system.get_xattr(layer_fd, directory, prefix + OPAQUE) == _XWHITEOUTS
+
+
+_BLOCK: Final = 512
+_ATTRIBUTE_BLOCKS: Final = 8
+
+
+def lacks_data(prefix: str, layer_fd: int, path: str, status: os.stat_result) -> bool:
+    """Whether the regular file at path is a copy of metadata alone, whose data lies below.
+
+    Such a file has no blocks but one for attributes, so only few are asked for the mark.
+    """
+    few = status.st_blocks <= _ATTRIBUTE_BLOCKS or status.st_blocks * _BLOCK < status.st_size
+    return (
+        few
+        and status.st_size > 0
+        and system.get_xattr(layer_fd, path, prefix + METACOPY) is not None
+    )
 
 
 def hidden_by_aufs(layer_fd: int, directory: str, name: str) -> bool:

@@ -131,14 +131,20 @@ class MountOptions:
     redirect_dir: str | None = _option(
         None,
         _words("on", "follow", "nofollow", "off"),
-        "Rename a lower directory by a redirect mark; `off` and `nofollow` copy it up whole. "
-        "Not asked for: `on` with `trusted.` marks, `off` with `user.` ones.",
+        "Rename a lower directory by a redirect mark; with another word it stays (`EXDEV`). "
+        "Not asked for: `on` with `trusted.` marks; with `user.` ones it is copied up whole.",
     )
     index: bool = _option(
-        False, _ON_OFF, "Keep hard links of lower files linked when they are copied up."
+        False,
+        _ON_OFF,
+        "Keep hard links of lower files linked when they are copied up.",
+        fuse=False,
     )
     metacopy: bool = _option(
-        False, _ON_OFF, "Copy up a file's metadata alone where its data does not change."
+        False,
+        _ON_OFF,
+        "Copy up a file's metadata alone where its data does not change.",
+        fuse=False,
     )
     userxattr: bool | None = _option(
         None,
@@ -189,6 +195,7 @@ class MountOptions:
         "Keep owner and mode in an attribute: `1` `user.containers.override_stat` as root, "
         "`2` `user.fuseoverlayfs.override_stat`.",
         kernel=False,
+        fuse=False,
     )
     fsync: bool = _option(True, _0_1, "`0`: an fsync of a file does nothing.", kernel=False)
     writeback: bool = _option(

@@ -228,6 +228,7 @@ def _search(stack: LayerStack, candidates: list[Place], name: str) -> _Found | N
             break
         if not stat.S_ISDIR(here.st_mode):
             if not answering:
+                _check_data(stack, place, here)
                 answering, status = [place], here
             break
         answering.append(place)
@@ -245,6 +246,15 @@ def _search(stack: LayerStack, candidates: list[Place], name: str) -> _Found | N
         if marks.redirect is not None:
             candidates = _redirected(stack, place, candidates, marks.redirect)
     return _Found(tuple(answering), status, lower_file, upper_marks) if status else None
+
+
+def _check_data(stack: LayerStack, place: Place, status: os.stat_result) -> None:
+    """PermissionError for a file without its data, as from the kernel with metacopy=off."""
+    if stat.S_ISREG(status.st_mode) and markers.lacks_data(
+        stack.prefix, place.layer.fd, place.path, status
+    ):
+        message = "a copy of metadata alone; mount by overlayfs with metacopy=on"
+        raise PermissionError(errno.EPERM, message, place.path)
 
 
 def _hidden_by_aufs(place: Place) -> bool:

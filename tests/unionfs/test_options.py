@@ -132,7 +132,7 @@ def test_what_depends_on_privilege_is_decided_together() -> None:
 
 
 def test_options_that_a_backend_lacks_are_told() -> None:
-    both = MountOptions(volatile=True, noatime=True, index=True)
+    both = MountOptions(volatile=True, noatime=True, redirect_dir="on")
     assert (both.not_by("overlayfs"), both.not_by("fuse")) == ([], [])
     options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync=False, verity="on")
     assert options.not_by("overlayfs") == ["uidmapping", "squash_to_uid", "fsync"]
