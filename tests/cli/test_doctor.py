@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import UNPRIVILEGED, WITHOUT_FUSE, Call, complaint, output
+from tests.cli.conftest import UNPRIVILEGED, WITHOUT_FUSE, WRITABLE, Call, complaint, output
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 
@@ -55,6 +55,13 @@ def test_without_the_privilege_to_mount(call: Call) -> None:
     assert "user namespace" in checks["kernel overlayfs"]["says"]
     assert not checks["FUSE"]["ok"]
     assert not checks["trusted. attributes"]["ok"]
+
+
+def test_where_the_kernel_refuses(call: Call) -> None:
+    """Overlayfs takes no upper on overlayfs, which is what a container's root lies on."""
+    output(call("mount", *WRITABLE, "--backend", "overlayfs", "target"))
+    result = call("doctor", "--upper", "target")
+    assert "\nunionmount mount takes fuse: kernel overlayfs: " in output(result)
 
 
 def test_with_the_privilege_of_a_user_namespace(call: Call) -> None:

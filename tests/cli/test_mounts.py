@@ -43,6 +43,18 @@ def test_the_backend_is_chosen_and_the_reason_told(call: Call, folder: Path) -> 
     assert chosen["why"] == "kernel overlayfs has no option timeout"
 
 
+def test_fuse_where_the_kernel_refuses(call: Call, folder: Path) -> None:
+    """Overlayfs takes no upper on overlayfs, which is what a container's root lies on."""
+    output(call("mount", *WRITABLE, "--backend", "overlayfs", "target"))
+    for name in ("upper", "work"):
+        (folder / "target" / name).mkdir()
+    inner = ("--lower", "app", "--upper", "target/upper", "--work", "target/work", "target2")
+    said = output(call("mount", *inner))
+    assert said.startswith(f"{folder}/target2: mounted by fuse (kernel overlayfs: ")
+    (folder / "target2/new").touch()
+    assert (folder / "upper/upper/new").exists()
+
+
 def test_layers_may_be_named_as_mount_options(call: Call, folder: Path) -> None:
     output(call("mount", "-o", "lowerdir=app:base,ro", "target"))
     (listed,) = [

@@ -148,14 +148,16 @@ def test_plain_unless_a_terminal_wants_colour(call: Call, folder: Path) -> None:
     assert "\x1b" not in output(call("explain", *LAYERS, "etc"))
 
 
-def test_a_reader_that_has_enough(folder: Path) -> None:
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_reader_that_has_enough(folder: Path, size: int) -> None:
     """As `unionmount cat … | head`: no traceback, no complaint."""
-    (folder / "app/big").write_bytes(bytes(1 << 20))
+    (folder / "app/file").write_bytes(bytes(size))
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*COMMAND, "cat", "--lower", "app", "big"],
+        [*COMMAND, "cat", "--lower", "app", "file"],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=writing,
         stderr=subprocess.PIPE,
         check=False,
