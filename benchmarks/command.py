@@ -58,7 +58,7 @@ def _chosen(
     "that depend on the number. Else 5, 60 and 500.",
 )
 @click.option(
-    "--rounds", "-r", type=click.IntRange(1), help="How many rounds. Else 5; with --quick 1."
+    "--rounds", "-r", type=click.IntRange(1), help="How many rounds. Else 3; with --quick 1."
 )
 @click.option("--quick", is_flag=True, help="Small amounts and 5 layers: for a look, or a test.")
 @click.option(
@@ -95,7 +95,7 @@ def bench(
         workloads,
         peers,
         layers=layers or ((5,) if quick else (5, 60, 500)),
-        rounds=rounds or (1 if quick else 5),
+        rounds=rounds or (1 if quick else 3),
         scale=QUICK if quick else FULL,
     )
     output.mkdir(parents=True, exist_ok=True)
