@@ -114,6 +114,9 @@ def mount(
     Raises MountError, and StackError where upper or work is in use; then nothing is mounted.
     """
     place = check_target(target)
+    if stack.upper is not None and not stack.options.ro:
+        stack.claim()  # nobody else's, and from now on the mount's
+        stack.release()
     if backend == "fuse":
         return _mount_fuse(stack, place, "it was asked for")
     needs_fuse = stack.options.not_by("overlayfs")
@@ -188,7 +191,8 @@ def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
         raise MountError(errno.E2BIG, f"{message}; use shorter paths", target) from None
     if child.returncode:
         lines = os.fsdecode(child.stderr).strip().splitlines() or ["the mount program died"]
-        raise MountError(errno.EIO, f"{lines[-1]} (FUSE, as {why})", target)
+        words = lines[-1].removeprefix(f"{SOURCE}: ").removeprefix(f"{target}: ")
+        raise MountError(errno.EIO, f"{words} (FUSE, as {why})", target)
     return Mount(target, "fuse", why)
 
 
@@ -302,6 +306,8 @@ def _fuse_commands() -> Iterator[tuple[str, Command]]:
             command = parse_command(arguments[at + 1 :])
         except OptionError:
             continue  # no mount: another command of that name
-        if not command.parsed.lower:
-            continue  # nor this one
-        yield os.path.realpath(command.target), command
+        parsed = command.parsed
+        paths = [command.target, *parsed.lower, *filter(None, (parsed.upper, parsed.work))]
+        # Without layers it is no mount either. Where it was started, in the background it has left.
+        if parsed.lower and all(map(os.path.isabs, paths)):
+            yield os.path.realpath(command.target), command

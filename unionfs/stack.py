@@ -139,7 +139,7 @@ class LayerStack:
                 if self.upper is None or self.work is None:
                     raise StackError(errno.EROFS, os.strerror(errno.EROFS))
                 try:
-                    self._workdir = WorkDir(self.work, self.upper.path)
+                    self._workdir = WorkDir(self.work, self.upper.path, self.prefix)
                 except OSError as error:
                     raise StackError(error.errno, error.strerror, error.filename) from error
             return self._workdir

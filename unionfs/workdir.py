@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, final
 
-from unionfs import system
+from unionfs import markers, system
 
 MEMBERS: Final = frozenset({"work", "index", "incompat"})
 """What an overlay mount leaves in a work directory."""
@@ -34,32 +34,34 @@ class WorkDir:
     fd: the directory `work/` in the work directory, empty at first.
     """
 
-    def __init__(self, work: str, upper: str) -> None:
-        """Claim work for upper.
+    def __init__(self, work: str, upper: str, prefix: str) -> None:
+        """Claim work for upper, whose marks are attributes with that prefix.
 
-        Raises OSError EBUSY where another union uses either, and what making files in it raises.
+        Raises OSError: EBUSY where another union uses either, EOPNOTSUPP where the filesystem keeps
+        no such attributes, and what making files in work raises.
         """
-        self._lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._names = itertools.count(1)
-        self.fd = -1
-        try:
-            self._claim(work, upper)
+        self._held = contextlib.ExitStack()
+        with contextlib.ExitStack() as held:
+            mounted = _directories_of_the_kernel()
+            for role, path in (("work", work), ("upper", upper)):
+                try:
+                    fcntl.flock(_opened(path, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise _busy(path, f"{role} is used by another union") from None
+                if path in mounted:
+                    raise _busy(path, f"{role} is mounted by the kernel")
+            parent = _opened(work, held)
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree("work", dir_fd=self._lock)
-            os.mkdir("work", 0o700, dir_fd=self._lock)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self.fd = os.open("work", flags, dir_fd=self._lock)
-        except BaseException:
-            self.close()
-            raise
-
-    def _claim(self, work: str, upper: str) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(work, "work is used by another union; unmount that first") from None
-        if upper in _uppers_of_the_kernel():
-            raise _busy(upper, "upper is mounted by the kernel; unmount that first")
+                shutil.rmtree("work", dir_fd=parent)
+            os.mkdir("work", 0o700, dir_fd=parent)
+            self.fd = _opened("work", held, parent)
+            try:
+                _check_marks(self.fd, prefix, upper)
+            except OSError:
+                os.rmdir("work", dir_fd=parent)
+                raise
+            self._held = held.pop_all()
 
     def new_name(self) -> str:
         """A name in `work/` that nothing has yet."""
@@ -89,23 +91,39 @@ class WorkDir:
 
     def close(self) -> None:
         """Let another writer have it."""
-        for fd in (self.fd, self._lock):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._lock = -1
+        self._held.close()
+        self.fd = -1
+
+
+def _opened(path: str, held: contextlib.ExitStack, dir_fd: int | None = None) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    held.callback(os.close, fd)
+    return fd
 
 
 def _busy(path: str, message: str) -> OSError:
-    return OSError(errno.EBUSY, message, path)
+    return OSError(errno.EBUSY, f"{message}; unmount that first", path)
 
 
-def _uppers_of_the_kernel() -> set[str]:
-    """The upper directories of the overlay mounts in this mount namespace."""
+def _check_marks(work_fd: int, prefix: str, upper: str) -> None:
+    """Leave a mark in `work/`, as ovl_make_workdir does; the caller removes it with that."""
+    try:
+        system.set_xattr(work_fd, "", prefix + markers.OPAQUE, b"n")
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        kept = prefix.partition(".")[0]
+        message = f"upper's filesystem has no {kept}. attributes; use ext4, xfs, btrfs or tmpfs"
+        raise OSError(errno.EOPNOTSUPP, message, upper) from None
+
+
+def _directories_of_the_kernel() -> set[str]:
+    """The upper and work directories of the overlay mounts in this mount namespace."""
     found = set()
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         kind, _, parameters = os.fsdecode(line.partition(b" - ")[2]).split(" ", 2)
         if kind == "overlay":
-            found.update(re.findall(r"(?:^|,)upperdir=((?:\\.|[^,])*)", parameters))
+            found.update(re.findall(r"(?:^|,)(?:upper|work)dir=((?:\\.|[^,])*)", parameters))
     return {unescaped(path) for path in found}
 
 

@@ -152,14 +152,15 @@ class Player:
     # Files by path.
 
     def read(self, path: str) -> bytes:
-        handle = self.door.os_open(self._at(path), os.O_RDONLY)
+        handle = self.door.os_open(self._at(path), os.O_RDONLY | os.O_NONBLOCK)
         try:
             return b"".join(iter(lambda: os.read(handle, 1 << 20), b""))
         finally:
             os.close(handle)
 
     def write(self, path: str, data: bytes, flags: int = os.O_CREAT | os.O_TRUNC) -> int:
-        handle = self.door.os_open(self._at(path), os.O_WRONLY | flags, 0o666)
+        # Not blocking: a pipe without a reader would be waited for.
+        handle = self.door.os_open(self._at(path), os.O_WRONLY | os.O_NONBLOCK | flags, 0o666)
         try:
             return os.write(handle, data)
         finally:
