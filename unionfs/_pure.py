@@ -156,9 +156,11 @@ def walk_beneath(dir_fd: int, path: str, flags: int, mode: int) -> int:
                 if stat.S_ISLNK(os.fstat(dir_fd).st_mode):
                     raise _error(errno.ELOOP)
             # O_NOFOLLOW alone would open a symlink with O_PATH, and say ENOTDIR with O_DIRECTORY.
-            if not flags & (os.O_NOFOLLOW | os.O_EXCL) and _is_symlink(dir_fd, last):
+            directory = path.endswith(("/", "/."))
+            itself = flags & (os.O_NOFOLLOW | os.O_EXCL) and not directory
+            if not itself and _is_symlink(dir_fd, last):
                 raise _error(errno.ELOOP)
-            if path.endswith("/"):
+            if directory:
                 flags |= os.O_DIRECTORY
             return os.open(last, flags | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     except OSError as error:

@@ -136,12 +136,15 @@ def _open_directory(path: str, opened: ExitStack) -> int:
 
 
 def _open_layer(layer: Layer, opened: ExitStack) -> int:
-    """The layer as it is mounted here: overlayfs takes no private mounts before Linux 6.15."""
-    fd = _open_directory(layer.path, opened)
-    if not os.path.samestat(os.fstat(fd), os.fstat(layer.fd)):
-        message = "another directory has taken a layer's place; build the stack anew"
-        raise OSError(errno.ESTALE, message, layer.path)
-    return fd
+    """The layer by its path: overlayfs takes no private mounts before Linux 6.15.
+
+    Where it was moved, or another directory has taken its place, by the descriptor all the same.
+    """
+    with contextlib.suppress(OSError):
+        fd = _open_directory(layer.path, opened)
+        if os.path.samestat(os.fstat(fd), os.fstat(layer.fd)):
+            return fd
+    return layer.fd
 
 
 def _directories(stack: LayerStack, opened: ExitStack) -> list[tuple[str, str, int]]:

@@ -27,7 +27,7 @@ from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unionfs import _pure, system
@@ -125,11 +125,11 @@ def filesystems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
                 with image.open("wb") as file:
                     file.truncate((320 if kind == "xfs" else 32) << 20)
                 options = ["-q", "-O", "^filetype"] if kind == "ext4" else ["-q", "-m", "reflink=1"]
+                run(f"mkfs.{kind}", *options, image)
                 try:
-                    run(f"mkfs.{kind}", *options, image)
                     run("mount", "-o", "loop", image, target)
-                except (OSError, subprocess.CalledProcessError) as error:
-                    pytest.skip(f"no {kind} image: {getattr(error, 'stderr', error)!r}")
+                except subprocess.CalledProcessError as error:
+                    pytest.skip(f"this kernel mounts no {kind} image: {error.stderr!r}")
             cleanup.callback(run, "umount", "-l", target)
             mounted[kind] = target
             return target
@@ -262,7 +262,7 @@ def test_renames_elsewhere_do_not_fail_a_path_up_and_down(
         churning = pool.submit(churn)
         try:
             for _ in range(5000):
-                os.close(calls.open_beneath(top, "dir/.." * 8 + "/file", os.O_PATH))
+                os.close(calls.open_beneath(top, "dir/../" * 8 + "file", os.O_PATH))
         finally:
             done.set()
         churning.result()
@@ -331,9 +331,7 @@ def test_a_signal_only_interrupts_an_open_that_its_handler_ends(
 
 
 @both
-def test_other_threads_run_while_an_open_waits(
-    calls: ModuleType, top: int, tmp_path: Path
-) -> None:
+def test_other_threads_run_while_an_open_waits(calls: ModuleType, top: int, tmp_path: Path) -> None:
     story = f"""
 import os, threading
 from {calls.__name__} import open_beneath
@@ -598,9 +596,7 @@ def test_no_value_is_none(calls: ModuleType, top: int) -> None:
         ("", "", errno.ERANGE),
     ],
 )
-def test_a_value_is_refused(
-    calls: ModuleType, top: int, path: str, name: str, number: int
-) -> None:
+def test_a_value_is_refused(calls: ModuleType, top: int, path: str, name: str, number: int) -> None:
     error = refusal(calls.get_xattr, top, path, name)
     assert (error.errno, error.filename) == (number, path)
 
@@ -696,6 +692,12 @@ def data_map(fd: int) -> list[tuple[int, int]]:
     return runs
 
 
+def pages(fd: int) -> set[int]:
+    """The pages that hold data."""
+    runs = data_map(fd)
+    return {page for start, end in runs for page in range(start // PAGE, -(-end // PAGE))}
+
+
 @pytest.mark.parametrize(("kind", "onto"), list(product(["tmpfs", "ext4", "xfs"], repeat=2)))
 @settings(deadline=None, max_examples=30)
 @given(extents=EXTENTS, more=st.integers(0, 3 * PAGE), size=st.none() | st.integers(0, 50 * PAGE))
@@ -727,10 +729,8 @@ def test_a_copy_has_the_data_and_the_holes(
         assert os.fstat(copy.fileno()).st_size == size
         content = os.pread(source.fileno(), size, 0).ljust(size, b"\0")
         assert os.pread(copy.fileno(), size, 0) == content
-        runs = [(start, min(end, size)) for start, end in data_map(source.fileno()) if start < size]
-        holes = [(end - 1) // PAGE * PAGE + PAGE for _, end in runs]
-        for start, end in data_map(copy.fileno()):
-            assert any(start >= a and end <= b for (a, _), b in zip(runs, holes, strict=True))
+        os.fsync(copy.fileno())  # xfs reserves more than is written, until then
+        assert pages(copy.fileno()) <= pages(source.fileno())
 
 
 def test_a_copy_of_many_chunks(tmp_path: Path, filesystems: Callable[[str], Path]) -> None:
@@ -921,4 +921,3 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {__file__!r}, "-k",
         [sys.executable, "-c", story], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert played.returncode == 0, played.stdout
-    assume(True)
