@@ -99,7 +99,7 @@ _OURS: Final = (
 def mount(target: str, options: MountOptions) -> int:
     """Mount a FUSE filesystem at the directory target; its /dev/fuse descriptor.
 
-    Nothing at target answers until a `Connection` has negotiated. Without the privilege to mount,
+    Nothing at target answers until INIT was answered on it. Without the privilege to mount,
     fusermount3 does it.
 
     Raises MountError, with nothing mounted.
@@ -108,8 +108,8 @@ def mount(target: str, options: MountOptions) -> int:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         number = error.errno or errno.EIO
-        message = f"{error.strerror}; {_REMEDIES.get(number, 'FUSE needs it')}"
-        raise MountError(number, message, _DEVICE) from error
+        words = [os.strerror(number), *filter(None, [_REMEDIES.get(number)])]
+        raise MountError(number, "; ".join(words), _DEVICE) from error
     attributes = {name for name in mount_api.ATTRIBUTES if getattr(options, name)}
     source = options.fsname or SOURCE
     data = os.fsencode(",".join(_parameters(device, target, options)))
@@ -178,31 +178,43 @@ def _mount_by_fusermount(
 
 @final
 class Connection:
-    """pyfuse3's one session, made before there is anything mounted.
+    """pyfuse3's one session, and the mount that it answers.
 
     options: of libfuse, `debug` and `allow_root`. Raises RuntimeError where libfuse fails.
     """
 
     def __init__(self, operations: pyfuse3.Operations, options: set[str]) -> None:
+        self._device = -1
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session = theirs.detach()  # libfuse's, from now on
         pyfuse3.init(operations, f"/dev/fd/{self._session}", options)
 
-    async def negotiate(self, device: int) -> None:
-        """Agree with the kernel on what `mount` gave; afterwards `pyfuse3.main` answers it.
+    def mount(self, target: str, options: MountOptions) -> None:
+        """`mount`; whatever uses the mount waits until `negotiate`."""
+        self._device = mount(target, options)
 
-        Takes the descriptor over.
-        """
+    async def negotiate(self) -> None:
+        """Agree with the kernel; afterwards `pyfuse3.main` answers it."""
         try:
-            await self._agree(device)
+            await self._agree(self._device)
         except OSError as error:
             # Unmounted already; pyfuse3.main will learn so too.
             if error.errno not in (errno.ENODEV, errno.ENOENT):
                 raise
-        finally:
-            self._ours.close()
-            os.dup2(device, self._session, inheritable=False)
-            os.close(device)
+        os.dup2(self._device, self._session, inheritable=False)
+        self.disown()
+
+    def disown(self) -> None:
+        """Leave the mount to the session, or in a forked process to the other one."""
+        self._ours.close()
+        if self._device >= 0:
+            os.close(self._device)
+        self._device = -1
+
+    def close(self) -> None:
+        """End it: unless it was unmounted, the mount is dead from now on."""
+        pyfuse3.close(unmount=False)
+        self.disown()
 
     async def _agree(self, device: int) -> None:
         """Have libfuse answer INIT by the socket, so that the answer can be corrected.
@@ -218,11 +230,6 @@ class Connection:
             reply = self._ours.recv(_MESSAGE_MAX)
             nursery.cancel_scope.cancel()
         os.write(device, _for_kernel(request, reply))
-
-    def close(self) -> None:
-        """End it: unless it was unmounted, the mount is dead from now on."""
-        pyfuse3.close(unmount=False)
-        self._ours.close()
 
 
 def _for_libfuse(request: bytes) -> bytes:

@@ -20,7 +20,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -45,25 +45,25 @@ def serve(command: Command) -> int:
     standard error, when it could not be mounted. Without `-f` this forks: the caller's process
     returns when the mount answers, the new one when it was unmounted.
     """
-    inherited = _descriptors()
     with ExitStack() as held:
         try:
+            inherited = _descriptors()
             _raise_limit()
-            _log_to(command)
+            streams = _streams(command, held)
             target = check_target(command.target)
             below = os.stat(target).st_dev
             stack = _stack(command, held)
-            connection, device = _mount(stack, target, held)
-        except (OptionError, OSError) as error:
+            connection = _mount(stack, target, streams, held)
+        except (OptionError, OSError, ImportError, RuntimeError) as error:
             complain(error)
             return 1
         if not command.foreground:
             if os.fork():
                 held.pop_all()  # the new process' now
-                os.close(device)
+                connection.disown()
                 return _await_answer(target, below)
-            _detach(inherited, command.log)
-        return _run(connection, device, target)
+            _detach(inherited, streams)
+        return _run(connection, target)
 
 
 def complain(error: Exception) -> None:
@@ -87,16 +87,27 @@ def _raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _log_to(command: Command) -> None:
-    """Log to the file that was named, else to standard error."""
-    handler = logging.FileHandler(command.log) if command.log else logging.StreamHandler()
+def _streams(command: Command, held: ExitStack) -> tuple[int, int, int]:
+    """Log to the file that was named, else to standard error.
+
+    Gives what the standard streams are to be in the background: libfuse prints what is wrong, which
+    belongs in the log.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    held.callback(os.close, null)
+    stream, errors = sys.stderr, null
+    if command.log:
+        file = open(command.log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        stream = held.enter_context(file)
+        errors = stream.fileno()
     logging.basicConfig(
-        handlers=[handler],
+        stream=stream,
         level=logging.DEBUG if command.parsed.options.debug else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     for name in command.parsed.ignored:
         log.debug("option %s has no effect: %s", name, WITHOUT_EFFECT.get(name, "not for us"))
+    return null, null, errors
 
 
 def _stack(command: Command, held: ExitStack) -> LayerStack:
@@ -126,24 +137,25 @@ def _settled(command: Command) -> MountOptions:
     )
 
 
-def _mount(stack: LayerStack, target: str, held: ExitStack) -> tuple[Connection, int]:
-    """All that can fail, the mount last; the connection, and the device to negotiate on."""
-    from fuse_mount import device
+def _mount(
+    stack: LayerStack, target: str, streams: tuple[int, int, int], held: ExitStack
+) -> Connection:
+    """All that can fail, the mount last."""
+    from fuse_mount.device import Connection
     from fuse_mount.operations import Operations
 
     options = stack.options
     operations = Operations(stack)
     held.callback(operations.close)
     held.callback(_clear, target)
-    connection = device.Connection(
-        operations, {name for name in ("debug", "allow_root") if getattr(options, name)}
-    )
+    words = {name for name in ("debug", "allow_root") if getattr(options, name)}
+    connection = Connection(operations, words)
     held.callback(connection.close)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    mounted = device.mount(target, options)
+    connection.mount(target, options)
     if options.auto_unmount:
-        _watch(target)
-    return connection, mounted
+        _watch(target, streams)
+    return connection
 
 
 def _clear(target: str) -> None:
@@ -152,17 +164,18 @@ def _clear(target: str) -> None:
         os.statvfs(target)  # never answered from the kernel's cache
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            unmount(target, lazy=True)
+            with suppress(MountError):  # another of our processes was faster
+                unmount(target, lazy=True)
 
 
-def _watch(target: str) -> None:
+def _watch(target: str, streams: tuple[int, int, int]) -> None:
     """Leave a process behind that clears the mount when this one and its heirs have died."""
     ended, _ = os.pipe()  # the other end stays open as long as we live
     if os.fork():
         os.close(ended)
         return
     try:
-        _detach(_descriptors() - {ended}, None)
+        _detach(_descriptors() - {ended}, streams)
         os.read(ended, 1)
         _clear(target)
     finally:
@@ -182,25 +195,23 @@ def _await_answer(target: str, below: int) -> int:
     return int(died)
 
 
-def _detach(descriptors: set[int], log_file: str | None) -> None:
-    """Hold nothing of the caller's; what libfuse prints goes to the log."""
+def _detach(descriptors: set[int], streams: tuple[int, int, int]) -> None:
+    """Hold nothing of the caller's: descriptors are closed, and the standard streams replaced."""
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    errors = os.open(log_file, os.O_WRONLY | os.O_APPEND) if log_file else os.dup(null)
-    for fd, stream in ((null, 0), (null, 1), (errors, 2)):
-        os.dup2(fd, stream)
-    for fd in {null, errors} | descriptors:
-        os.close(fd)
     os.chdir("/")
+    for standard, fd in enumerate(streams):
+        os.dup2(fd, standard)
+    for fd in descriptors:
+        os.close(fd)
 
 
-def _run(connection: Connection, device: int, target: str) -> int:
+def _run(connection: Connection, target: str) -> int:
     """Answer until the end; the exit code."""
     import trio
 
     os.umask(0)  # the kernel's requests carry modes as they shall be
     try:
-        trio.run(_answer, connection, device, target)
+        trio.run(_answer, connection, target)
     except Exception:
         log.exception("%s: the mount failed", target)
         return 1
@@ -208,11 +219,11 @@ def _run(connection: Connection, device: int, target: str) -> int:
     return 0
 
 
-async def _answer(connection: Connection, device: int, target: str) -> None:
+async def _answer(connection: Connection, target: str) -> None:
     import pyfuse3
     import trio
 
-    await connection.negotiate(device)
+    await connection.negotiate()
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         async with trio.open_nursery() as nursery:

@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
-from fuse_mount import device
+from fuse_mount.device import Connection
 from unionfs.options import parse
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -112,8 +112,8 @@ def _tell(line: str) -> None:
     print(line, flush=True)
 
 
-async def _serve(connection: device.Connection, mounted: int) -> None:
-    await connection.negotiate(mounted)
+async def _serve(connection: Connection) -> None:
+    await connection.negotiate()
     _tell("ready")
     await pyfuse3.main()
 
@@ -122,9 +122,10 @@ def main(target: str, text: str) -> None:
     """Serve until it is unmounted."""
     options = parse(text).options
     words = {name for name in ("allow_root", "debug") if getattr(options, name)}
-    connection = device.Connection(Tiny(), words)
+    connection = Connection(Tiny(), words)
     try:
-        trio.run(_serve, connection, device.mount(target, options))
+        connection.mount(target, options)
+        trio.run(_serve, connection)
     finally:
         connection.close()
     _tell("unmounted")
