@@ -17,13 +17,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, final
 
 from unionfs import mount_api
-from unionfs.options import Command, OptionError, parse_command, render, split_lowerdir
+from unionfs.options import (
+    Command,
+    MountOptions,
+    OptionError,
+    parse_command,
+    render,
+    split_lowerdir,
+)
 from unionfs.overlayfs import SOURCE, MountError, mount_overlay
 from unionfs.stack import LayerStack
 
@@ -85,6 +92,7 @@ class ActiveMount:
 
     type: the filesystem's type, which tells unionmount from fuse-overlayfs.
     lower, upper, work: as the mount was given them; empty and None where that is not known.
+    options: those that say how the layers are read.
     """
 
     target: str
@@ -95,6 +103,7 @@ class ActiveMount:
     lower: tuple[str, ...] = ()
     upper: str | None = None
     work: str | None = None
+    options: MountOptions = field(default_factory=MountOptions)
 
     @property
     def ours(self) -> bool:
@@ -163,6 +172,9 @@ def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
     lost = stack.options.not_by("fuse")
     if lost:
         raise MountError(errno.EINVAL, f"FUSE has no option {', '.join(lost)} ({why})", target)
+    if stack.options.debug:
+        message = "option debug keeps the mount program in front; run it yourself: unionmount -d"
+        raise MountError(errno.EINVAL, message, target)
     found = importlib.util.find_spec("fuse_mount")
     if found is None or not found.submodule_search_locations:
         message = f"FUSE: the package fuse_mount is not installed; FUSE is needed as {why}"
@@ -276,6 +288,7 @@ def _table() -> Iterator[ActiveMount]:
             lower=tuple(lower),
             upper=values.get("upperdir"),
             work=values.get("workdir"),
+            options=MountOptions(userxattr="userxattr" in values),
         )
 
 
@@ -288,7 +301,13 @@ def _with_layers(active: ActiveMount, command: Command | None) -> ActiveMount:
     if command is None:
         return active
     parsed = command.parsed
-    return replace(active, lower=tuple(parsed.lower), upper=parsed.upper, work=parsed.work)
+    return replace(
+        active,
+        lower=tuple(parsed.lower),
+        upper=parsed.upper,
+        work=parsed.work,
+        options=parsed.options,
+    )
 
 
 def _fuse_commands() -> Iterator[tuple[str, Command]]:

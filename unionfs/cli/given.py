@@ -93,7 +93,7 @@ def opened(layers: GivenLayers, path: str) -> Iterator[tuple[LayerStack, str]]:
             yield stack, path
         return
     mount, inside = mount_of(path)
-    with LayerStack(mount.lower, mount.upper, mount.work) as stack:
+    with LayerStack(mount.lower, mount.upper, mount.work, options=mount.options) as stack:
         yield stack, inside
 
 
