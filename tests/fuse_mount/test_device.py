@@ -167,3 +167,27 @@ def test_a_mount_that_the_kernel_refuses(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path)
     assert os.listdir("/proc/self/fd") == before
     assert not os.path.ismount(tmp_path)
+
+
+def test_a_mount_that_is_gone_before_it_was_answered(tmp_path: Path) -> None:
+    """The session ends as if it had been answered."""
+    script = """
+import sys
+import pyfuse3, trio
+from fuse_mount.device import Connection
+from unionfs import mount_api
+from unionfs.options import MountOptions
+
+async def serve(connection):
+    await connection.negotiate()
+    await pyfuse3.main()
+
+connection = Connection(pyfuse3.Operations(), set())
+connection.mount(sys.argv[1], MountOptions())
+mount_api.umount(sys.argv[1], lazy=False)
+trio.run(serve, connection)
+connection.close()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
