@@ -624,7 +624,20 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             copyup.writable(self._stack)
             await self._copy_up(opened, 0 if flags & os.O_TRUNC else None)
-        return self._keep(opened, self._opened(opened, flags), flags)
+        fd = self._opened(opened, flags)
+        if flags & os.O_TRUNC and ctx.uid:
+            self._drop_set_id(opened)
+        return self._keep(opened, fd, flags)
+
+    def _drop_set_id(self, inode: Inode) -> None:
+        """As the kernel does by itself where a file is truncated by another call than open(2)."""
+        mode = self._status(inode).st_mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            changes.chmod(self._stack, inode.node, stat.S_IMODE(kept))
+            pyfuse3.invalidate_inode(inode.id, attr_only=True)
 
     @_answered
     async def create(

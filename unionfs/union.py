@@ -294,6 +294,8 @@ class UnionFS:
     @_operation
     def truncate(self, path: str, length: int) -> None:
         """As os.truncate; length in bytes."""
+        if length < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
         changes.truncate(self.stack, self._node(path), length)
 
     @_operation

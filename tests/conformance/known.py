@@ -40,6 +40,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
                 "user-chown-lower",
                 "user-create-own-lower",
                 "user-devices-lower",
+                "user-open-truncating-clears-set-id-lower",
                 "user-remove-lower",
                 "user-setgid-directory-lower",
                 "user-sticky-lower",

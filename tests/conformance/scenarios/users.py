@@ -74,6 +74,12 @@ _STORIES = {
         do("touch", "setgid-only", os.O_WRONLY | os.O_TRUNC, user=_USER),
         do("lstat", "setgid-only"),
     ),
+    "open-truncating-clears-set-id": (
+        do("touch", "setid", os.O_WRONLY | os.O_TRUNC, user=_USER),
+        do("lstat", "setid"),
+        do("touch", "setgid-only", os.O_RDWR | os.O_TRUNC, user=_USER),
+        do("lstat", "setgid-only"),
+    ),
     "chmod": (
         do("chmod", "own", 0o600, user=_USER),
         do("chmod", "root", 0o666, user=_USER),
