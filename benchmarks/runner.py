@@ -10,10 +10,12 @@ Everything lies in one folder and is gone with it, whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -160,24 +162,38 @@ def in_session(job: Job, *, rootless: bool) -> Outcome:
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if rootless:
         command += ["--user", "--map-root-user"]
-    try:
-        child = subprocess.run(
-            [*command, sys.executable, "-P", "-m", "benchmarks.session"],
-            env=os.environ | {"PYTHONPATH": _HOME},
-            input=json.dumps(dataclasses.asdict(job)),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            start_new_session=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome(message=f"took more than {_PATIENCE} s; it was ended")
+    with subprocess.Popen(
+        [*command, sys.executable, "-P", "-m", "benchmarks.session"],
+        env=os.environ | {"PYTHONPATH": _HOME},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as child:
+        try:
+            said, complained = child.communicate(json.dumps(dataclasses.asdict(job)), _PATIENCE)
+        except subprocess.TimeoutExpired:
+            _end(child)
+            return Outcome(message=f"took more than {_PATIENCE} s; it was ended")
+        except BaseException:
+            _end(child)
+            raise
     if child.returncode:
-        lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+        lines = complained.strip().splitlines() or [f"exit code {child.returncode}"]
         return Outcome(message=lines[-1])
-    return Outcome(**json.loads(child.stdout))
+    return Outcome(**json.loads(said))
+
+
+def _end(unshare: subprocess.Popen[str]) -> None:
+    """Kill the namespace's first process: that ends after all others, and unshare(1) after it."""
+    if unshare.poll() is None:
+        path = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
+        first = int(path.read_text("ascii") or unshare.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(first, signal.SIGKILL)
+        unshare.wait()
 
 
 def _remove(folder: Path) -> None:
