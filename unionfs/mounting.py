@@ -9,14 +9,17 @@ Rules: mount_namespaces(7), proc_pid_mountinfo(5), fusermount3(1).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import os
 import re
+import select
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +39,8 @@ from unionfs.stack import LayerStack
 
 Backend = Literal["overlayfs", "fuse"]
 
+_PATIENCE: Final = 5
+"""Seconds that a mount program may take to end once its mount is down."""
 FUSE_TYPE: Final = f"fuse.{SOURCE}"
 _TYPES: Final[dict[str, Backend]] = {
     "overlay": "overlayfs",
@@ -217,7 +222,8 @@ def _python_path(home: str) -> Iterator[str]:
 def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
     """Take down the union at target, the topmost one where there are several.
 
-    lazy: take it out of sight at once, and down when nothing uses it any more.
+    lazy: take it out of sight at once, and down when nothing uses it any more. Otherwise the layers
+    are free for another mount when this returns.
 
     Raises MountError: EBUSY while it is in use, EINVAL where no union is mounted.
     """
@@ -225,6 +231,25 @@ def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
     backends = {active.backend for active in _table() if active.target == path}
     if not backends:
         raise MountError(errno.EINVAL, "no union is mounted there", path)
+    with ExitStack() as held:
+        programs = [] if lazy or "fuse" not in backends else _programs_of(path, held)
+        _take_down(path, backends, lazy)
+        for program in programs:
+            select.select([program], [], [], _PATIENCE)
+
+
+def _programs_of(target: str, held: ExitStack) -> list[int]:
+    """A descriptor of each process that serves the mount at target, unless it is this one."""
+    serving = [pid for pid, path, _ in _fuse_commands() if path == target]
+    opened: list[int] = []
+    for pid in serving if os.getpid() not in serving else []:
+        with contextlib.suppress(ProcessLookupError):
+            opened.append(os.pidfd_open(pid))
+            held.callback(os.close, opened[-1])
+    return opened
+
+
+def _take_down(path: str, backends: set[Backend], lazy: bool) -> None:
     try:
         mount_api.umount(path, lazy=lazy)
     except PermissionError as error:
@@ -258,7 +283,8 @@ def list_mounts() -> list[ActiveMount]:
     mounts = []
     for active in _table():
         if active.backend == "fuse":
-            commands = dict(_fuse_commands()) if commands is None else commands
+            if commands is None:
+                commands = {target: command for _, target, command in _fuse_commands()}
             active = _with_layers(active, commands.get(active.target))
         mounts.append(active)
     return mounts
@@ -310,8 +336,8 @@ def _with_layers(active: ActiveMount, command: Command | None) -> ActiveMount:
     )
 
 
-def _fuse_commands() -> Iterator[tuple[str, Command]]:
-    """Target and command line of each FUSE mount program that runs."""
+def _fuse_commands() -> Iterator[tuple[int, str, Command]]:
+    """Process, target and command line of each FUSE mount program that runs."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
@@ -329,4 +355,4 @@ def _fuse_commands() -> Iterator[tuple[str, Command]]:
         paths = [command.target, *parsed.lower, *filter(None, (parsed.upper, parsed.work))]
         # Without layers it is no mount either. Where it was started, in the background it has left.
         if parsed.lower and all(map(os.path.isabs, paths)):
-            yield os.path.realpath(command.target), command
+            yield int(process.name), os.path.realpath(command.target), command

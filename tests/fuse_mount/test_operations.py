@@ -131,3 +131,10 @@ def test_nothing_stays_known_that_the_kernel_forgot(layers: Layers) -> None:
         assert os.listdir(union) == []
         (union / "file1").mkdir()
         assert os.listdir(union / "file1") == []
+
+
+def test_layers_are_free_for_another_mount_once_it_is_unmounted(layers: Layers) -> None:
+    for number in range(3):
+        with mounted(layers) as union:
+            (union / f"file{number}").touch()
+    assert sorted(os.listdir(layers.upper)) == ["file0", "file1", "file2"]

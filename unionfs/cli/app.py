@@ -83,6 +83,6 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         complain(describe(error))
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):  # click makes the one of the other
         return 130
     return result if isinstance(result, int) else 0
