@@ -27,7 +27,7 @@ import trio
 from unionfs import mount_api
 from unionfs.mounting import FUSE_TYPE
 from unionfs.options import MountOptions
-from unionfs.overlayfs import SOURCE, MountError
+from unionfs.overlayfs import SOURCE, MountError, attributes
 
 _DEVICE: Final = "/dev/fuse"
 _SECURITY: Final = ("context", "fscontext", "defcontext", "rootcontext")
@@ -110,14 +110,14 @@ def mount(target: str, options: MountOptions) -> int:
         number = error.errno or errno.EIO
         words = [os.strerror(number), *filter(None, [_REMEDIES.get(number)])]
         raise MountError(number, "; ".join(words), _DEVICE) from error
-    attributes = {name for name in mount_api.ATTRIBUTES if getattr(options, name)}
+    asked = attributes(options)
     source = options.fsname or SOURCE
     data = os.fsencode(",".join(_parameters(device, target, options)))
     try:
-        mount_api.mount(source, target, FUSE_TYPE, attributes, data)
+        mount_api.mount(source, target, FUSE_TYPE, asked, data)
     except PermissionError:
         os.close(device)
-        return _mount_by_fusermount(target, source, attributes, options)
+        return _mount_by_fusermount(target, source, asked, options)
     except OSError as error:
         os.close(device)
         message = f"FUSE: cannot mount: {error.strerror}"
@@ -148,10 +148,10 @@ def _shared_parameters(options: MountOptions) -> list[str]:
 
 
 def _mount_by_fusermount(
-    target: str, source: str, attributes: set[str], options: MountOptions
+    target: str, source: str, asked: set[str], options: MountOptions
 ) -> int:
     """As an ordinary user: the program mounts, and sends the descriptor through a socket."""
-    words = [*_shared_parameters(options), *sorted(attributes)]
+    words = [*_shared_parameters(options), *sorted(asked)]
     words += [f"{name}={getattr(options, name)}" for name in _SECURITY if getattr(options, name)]
     words += [f"fsname={source}", f"subtype={SOURCE}"]
     text = ",".join(word.replace("\\", "\\\\").replace(",", "\\,") for word in words)

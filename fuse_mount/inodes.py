@@ -64,9 +64,6 @@ class Inodes:
     def __getitem__(self, number: int) -> Inode:
         return self._by_id[number]
 
-    def __len__(self) -> int:
-        return len(self._by_id)
-
     def _add(self, node: Node) -> Inode:
         inode = Inode(self._next, node)
         self._next += 1

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import importlib.util
 import os
-import re
 import select
 import stat
 import subprocess
@@ -36,6 +35,7 @@ from unionfs.options import (
 )
 from unionfs.overlayfs import SOURCE, MountError, mount_overlay
 from unionfs.stack import LayerStack
+from unionfs.workdir import unescaped
 
 Backend = Literal["overlayfs", "fuse"]
 
@@ -299,28 +299,23 @@ def _table() -> Iterator[ActiveMount]:
         if kind not in _TYPES or root != "/":
             continue
         words = [word.partition("=") for word in parameters.split(",")]
-        values = {name: _decoded(value) for name, _, value in words}
-        lower = [_decoded(value) for name, _, value in words if name == "lowerdir+"]
+        values = {name: unescaped(value) for name, _, value in words}
+        lower = [unescaped(value) for name, _, value in words if name == "lowerdir+"]
         if "lowerdir" in values:
             # mount(2) was given numbers of descriptors where the paths were too long for it
             paths = split_lowerdir(values["lowerdir"])
             lower = [path for path in paths if not path.isdecimal()]
         yield ActiveMount(
-            target=_decoded(target),
+            target=unescaped(target),
             backend=_TYPES[kind],
             type=kind,
-            source=_decoded(source),
+            source=unescaped(source),
             read_only="ro" in attributes.split(",") or "ro" in values,
             lower=tuple(lower),
             upper=values.get("upperdir"),
             work=values.get("workdir"),
             options=MountOptions(userxattr="userxattr" in values),
         )
-
-
-def _decoded(text: str) -> str:
-    """The kernel writes special bytes as a backslash and three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def _with_layers(active: ActiveMount, command: Command | None) -> ActiveMount:

@@ -173,7 +173,7 @@ def _mount_by_context(stack: LayerStack, target: str, said: list[str]) -> None:
                 else:
                     mount_api.set_string(context, name, value)
             mount_api.create(context)
-            mount = mount_api.fsmount(context, _attributes(stack.options))
+            mount = mount_api.fsmount(context, attributes(stack.options))
             opened.callback(os.close, mount)
         finally:
             said += (text.removeprefix("overlay: ") for text in mount_api.messages(context))
@@ -211,7 +211,8 @@ def parameters(options: MountOptions) -> Iterator[tuple[str, str | None]]:
             yield name, None
 
 
-def _attributes(options: MountOptions) -> set[str]:
+def attributes(options: MountOptions) -> set[str]:
+    """The attributes of the mount itself that the options ask for: names of `ATTRIBUTES`."""
     return {name for name in mount_api.ATTRIBUTES if getattr(options, name)}
 
 
@@ -228,8 +229,8 @@ def _mount_by_page(stack: LayerStack, target: str) -> None:
         if not fits:
             data = _page(stack.options, [(name, str(fd)) for name, _, fd in directories])
         source = stack.options.fsname or SOURCE
-        attributes = _attributes(stack.options)
-        arguments = (source, os.path.abspath(target), "overlay", attributes, data)
+        wanted = attributes(stack.options)
+        arguments = (source, os.path.abspath(target), "overlay", wanted, data)
         if fits:
             mount_api.mount(*arguments)
         else:
