@@ -1,0 +1,1 @@
+"""Images: their names, documents, archives and registries."""
