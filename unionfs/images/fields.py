@@ -83,7 +83,7 @@ class Fields:
             if "key" in each.metadata:
                 value = getattr(self, each.name)
                 required = each.default is MISSING and each.default_factory is MISSING
-                if required or value not in (None, "", (), {}):
+                if required or value:
                     written[each.metadata["key"]] = each.metadata["write"](value)
         return written | dict(self.extra)
 
