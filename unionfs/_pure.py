@@ -21,6 +21,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 RENAME_NOREPLACE: Final = 1
@@ -54,6 +55,9 @@ _READ_ONLY: Final = 0x1
 _NO_ATIME: Final = 0x10
 _ATIME: Final = 0x70
 _MAX_HANDLE_SIZE: Final = 128  # MAX_HANDLE_SZ, linux/exportfs.h
+
+_BELOW_PROC: Final = 4095 - len("/proc/self/fd/2147483647/")
+"""Bytes of the longest path that fits below a link in /proc (PATH_MAX)."""
 
 _DT_UNKNOWN: Final = 0
 _DIRENT: Final = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; the name follows
@@ -213,12 +217,27 @@ def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str, flags: int = 0)
         raise OSError(number, os.strerror(number), src, None, dst) from None
 
 
-def _magic(dir_fd: int, path: str) -> tuple[str, bool]:
+@contextlib.contextmanager
+def _magic(dir_fd: int, path: str) -> Iterator[tuple[str, bool]]:
     """A path below /proc for the *xattr calls, which take no O_PATH descriptor; and: follow it?
 
-    The link of the descriptor itself is followed, a symlink that it leads to is not.
+    The link of the descriptor itself is followed, a symlink that it leads to is not. Errors of the
+    block tell of the path as given.
     """
-    return (f"/proc/self/fd/{dir_fd}/{path}", False) if path else (f"/proc/self/fd/{dir_fd}", True)
+    try:
+        if not path:
+            yield f"/proc/self/fd/{dir_fd}", True
+        elif len(os.fsencode(path)) <= _BELOW_PROC:
+            yield f"/proc/self/fd/{dir_fd}/{path}", False
+        else:
+            directory, _, name = path.rpartition("/")
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+            try:
+                yield f"/proc/self/fd/{fd}/{name}", False
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise _error(error.errno or 0, path) from None
 
 
 def get_xattr(dir_fd: int, path: str, name: str, /) -> bytes | None:
@@ -233,40 +252,31 @@ def get_xattr(dir_fd: int, path: str, name: str, /) -> bytes | None:
 
 def read_xattr(dir_fd: int, path: str, name: str) -> bytes:
     """The value; ENODATA where it has none, EOPNOTSUPP where the filesystem cannot."""
-    target, follow = _magic(dir_fd, path)
-    try:
+    with _magic(dir_fd, path) as (target, follow):
         return os.getxattr(target, name, follow_symlinks=follow)
-    except OSError as error:
-        raise _error(error.errno or 0, path) from None
 
 
 def set_xattr(dir_fd: int, path: str, name: str, value: bytes, flags: int = 0) -> None:
     """`flags` is 0, os.XATTR_CREATE or os.XATTR_REPLACE."""
-    target, follow = _magic(dir_fd, path)
-    try:
+    with _magic(dir_fd, path) as (target, follow):
         os.setxattr(target, name, value, flags, follow_symlinks=follow)
-    except OSError as error:
-        raise _error(error.errno or 0, path) from None
 
 
 def remove_xattr(dir_fd: int, path: str, name: str) -> None:
     """ENODATA where there is none."""
-    target, follow = _magic(dir_fd, path)
-    try:
+    with _magic(dir_fd, path) as (target, follow):
         os.removexattr(target, name, follow_symlinks=follow)
-    except OSError as error:
-        raise _error(error.errno or 0, path) from None
 
 
 def list_xattr(dir_fd: int, path: str) -> list[str]:
     """The names; none where the filesystem cannot."""
-    target, follow = _magic(dir_fd, path)
     try:
-        return os.listxattr(target, follow_symlinks=follow)
+        with _magic(dir_fd, path) as (target, follow):
+            return os.listxattr(target, follow_symlinks=follow)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return []
-        raise _error(error.errno or 0, path) from None
+        raise
 
 
 def clone(src_fd: int, dst_fd: int) -> bool:

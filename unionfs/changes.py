@@ -437,25 +437,25 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     if node.kind == stat.S_IFLNK:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.path)
     copy_up(stack, node)
-    os.chmod(_named(upper.fd, node.path), mode & 0o7777)
+    os.chmod(node.path or ".", mode & 0o7777, dir_fd=upper.fd)
 
 
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     """Set owner and group; -1 keeps one."""
     upper = writable(stack)
     copy_up(stack, node)
-    os.chown(_named(upper.fd, node.path), uid, gid, follow_symlinks=not node.path)
+    os.chown(node.path or ".", uid, gid, dir_fd=upper.fd, follow_symlinks=False)
 
 
 def utime(stack: LayerStack, node: Node, ns: tuple[int, int] | None) -> None:
     """Set access and modification time, in nanoseconds; None is now."""
     upper = writable(stack)
     copy_up(stack, node)
-    path, follow = _named(upper.fd, node.path), not node.path
+    path = node.path or "."
     if ns is None:
-        os.utime(path, follow_symlinks=follow)
+        os.utime(path, dir_fd=upper.fd, follow_symlinks=False)
     else:
-        os.utime(path, ns=ns, follow_symlinks=follow)
+        os.utime(path, ns=ns, dir_fd=upper.fd, follow_symlinks=False)
 
 
 def truncate(stack: LayerStack, node: Node, length: int) -> None:
@@ -470,9 +470,8 @@ def truncate(stack: LayerStack, node: Node, length: int) -> None:
         number = errno.EISDIR if node.is_dir else errno.EINVAL
         raise OSError(number, os.strerror(number), node.path)
     copy_up(stack, node, length)
-    os.truncate(_named(upper.fd, node.path), length)
-
-
-def _named(layer_fd: int, path: str) -> str:
-    """A path for calls that take no descriptor of a directory, or none by O_PATH."""
-    return f"/proc/self/fd/{layer_fd}/{path}" if path else f"/proc/self/fd/{layer_fd}"
+    fd = system.open_beneath(upper.fd, node.path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        os.truncate(fd, length)
+    finally:
+        os.close(fd)

@@ -196,7 +196,4 @@ def mark_impure(stack: LayerStack, directory: Node) -> None:
 def restore_times(layer: Layer, path: str, status: os.stat_result) -> None:
     """Give a directory the times back that it had."""
     times = (status.st_atime_ns, status.st_mtime_ns)
-    if path:
-        os.utime(path, ns=times, dir_fd=layer.fd, follow_symlinks=False)
-    else:
-        os.utime(f"/proc/self/fd/{layer.fd}", ns=times)
+    os.utime(path or ".", ns=times, dir_fd=layer.fd, follow_symlinks=False)

@@ -125,3 +125,39 @@ def test_a_closed_or_read_only_stack_is_not_written(folder: Path) -> None:
             UnionFS(stack).mkdir("new")
         with pytest.raises(StackError):
             stack.claim()
+
+
+@pytest.mark.parametrize("layer", ["base", "upper"])
+def test_paths_as_long_as_the_kernel_takes(folder: Path, union: UnionFS, layer: str) -> None:
+    """Everything that works on a short path works on one of PATH_MAX bytes."""
+    directory = "/".join(["d" * 255] * 15)
+    path = f"{directory}/{'n' * 255}"
+    assert len(path) == 4095
+    inside = os.open(folder / layer, os.O_PATH)
+    try:
+        for end in range(255, len(directory) + 1, 256):
+            os.mkdir(directory[:end], dir_fd=inside)
+        os.close(os.open(path, os.O_CREAT, dir_fd=inside))
+    finally:
+        os.close(inside)
+    union.setxattr(path, "user.name", b"value")
+    union.chmod(path, 0o640)
+    union.chown(path, 1, 2)
+    union.utime(path, ns=(1, 2))
+    assert union.getxattr(path, "user.name") == b"value"
+    assert union.listxattr(path) == ["user.name"]
+    status = union.stat(path)
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, 1, 2)
+    assert status.st_mtime_ns == 2
+    union.write_bytes(path, b"data")
+    union.truncate(path, 2)
+    assert union.read_bytes(path) == b"da"
+    union.removexattr(path, "user.name")
+    union.unlink(path)
+    assert union.listdir(directory) == []
+    union.mkdir(path)
+    assert union.listdir(path) == []
+    union.rename(path, "short")
+    union.rename("short", path)
+    union.rmdir(path)
+    assert union.listdir(directory) == []
