@@ -121,14 +121,15 @@ def copy_attributes(
         if markers.in_union(prefix, name) is not None:
             value = system.get_xattr(source.layer.fd, source.path, name)
             if value is not None:
-                _copy_xattr(dir_fd, copy, name, value)
+                set_attribute(dir_fd, copy, name, value)
     if not stat.S_ISLNK(status.st_mode):
         os.chmod(copy, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(copy, ns=times, dir_fd=dir_fd, follow_symlinks=False)
 
 
-def _copy_xattr(dir_fd: int, copy: str, name: str, value: bytes) -> None:
+def set_attribute(dir_fd: int, copy: str, name: str, value: bytes) -> None:
+    """Set an extended attribute of a new file, unless it is one that this process may not set."""
     try:
         system.set_xattr(dir_fd, copy, name, value)
     except OSError as error:

@@ -23,6 +23,8 @@ from unionfs import system
 TRUSTED: Final = "trusted.overlay."
 USER: Final = "user.overlay."
 _FUSE_OVERLAYFS: Final = "user.fuseoverlayfs."
+PREFIXES: Final = (TRUSTED, USER, _FUSE_OVERLAYFS)
+"""Where the marks of any stack lie."""
 _ESCAPE: Final = "overlay."
 
 AUFS_PREFIX: Final = ".wh."

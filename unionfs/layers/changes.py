@@ -6,8 +6,8 @@ it is opaque or redirected, everything is. So whiteouts, opaque directories and 
 resolved, by the rules of `resolve` alone, into what they mean: a renamed directory is one deleted
 and one added with all in it.
 
-A file that was copied up and is like the one below is no change. Times of directories are none
-either, since every change in them alters those.
+A file that was copied up and is like the one below is no change, unless it has new hard links.
+Times of directories are none either, since every change in them alters those.
 
 Cost: a lookup and an lstat(2) a name in each view; the data of files of equal size is read.
 """
@@ -25,7 +25,7 @@ from unionfs.resolve import Node, Place, lookup, places
 from unionfs.stack import LayerStack
 
 Kind = Literal["added", "modified", "deleted"]
-Aspect = Literal["type", "content", "mode", "owner", "time", "xattrs"]
+Aspect = Literal["type", "content", "mode", "owner", "time", "xattrs", "links"]
 
 _CHUNK: Final = 1 << 20
 
@@ -51,29 +51,39 @@ def changes(stack: LayerStack) -> Iterator[Change]:
     Sorted by path, component by component, by the bytes of the names. With one layer alone all in
     it is added. Raises OSError where a layer cannot be read.
     """
+    for change, _, _ in differences(stack):
+        yield change
+
+
+def differences(stack: LayerStack) -> Iterator[tuple[Change, Node | None, Node | None]]:
+    """The changes, each with the directory that it is in and what lies there now.
+
+    There is no directory for the root's own, and nothing there once it is deleted.
+    """
     top = resolve.root(stack)
     rest = tuple(Place(layer, "") for layer in stack.layers[1:])
     below = Node([], top.kind, top.file, upper=False, lower=rest) if rest else None
-    pending: list[tuple[str, Node | None, Node | None]] = [("", top, below)]
+    pending: list[tuple[str, Node | None, Node | None, Node | None]] = [("", None, top, below)]
     while pending:
-        path, new, old = pending.pop()
+        path, parent, new, old = pending.pop()
         if new is None:
             if old is not None:
-                yield Change(f"/{path}", "deleted")
+                yield Change(f"/{path}", "deleted"), parent, None
             continue
         if old is None:
             if path:
-                yield Change(f"/{path}", "added")
+                yield Change(f"/{path}", "added"), parent, new
         elif places(stack, new) == places(stack, old):
             continue
         elif aspects := tuple(_aspects(stack, new, old)):
-            yield Change(f"/{path}", "modified", aspects)
+            yield Change(f"/{path}", "modified", aspects), parent, new
         if not new.is_dir:
             continue
         before = old if old is not None and old.is_dir else None
         pending += [
             (
                 resolve.join(path, name),
+                new,
                 lookup(stack, new, name),
                 lookup(stack, before, name) if before else None,
             )
@@ -106,8 +116,10 @@ def _aspects(stack: LayerStack, new: Node, old: Node) -> Iterator[Aspect]:
         yield "owner"
     if not new.is_dir and after.st_mtime_ns != before.st_mtime_ns:
         yield "time"
-    if _xattrs(stack, new) != _xattrs(stack, old):
+    if attributes(stack, new) != attributes(stack, old):
         yield "xattrs"
+    if not new.is_dir and after.st_nlink > 1 and after.st_nlink != before.st_nlink:
+        yield "links"
 
 
 def _same_content(
@@ -120,18 +132,20 @@ def _same_content(
         return after.st_rdev == before.st_rdev
     if after.st_size != before.st_size:
         return False
-    with _data(stack, node) as data, _data(stack, node_before) as data_before:
+    with opened(stack, node) as data, opened(stack, node_before) as data_before:
         while (chunk := data.read(_CHUNK)) == data_before.read(_CHUNK):
             if not chunk:
                 return True
     return False
 
 
-def _data(stack: LayerStack, node: Node) -> BinaryIO:
+def opened(stack: LayerStack, node: Node) -> BinaryIO:
+    """A regular file's data, unbuffered."""
     place = resolve.top(stack, node)
     fd = system.open_beneath(place.layer.fd, place.path, os.O_RDONLY | os.O_NOFOLLOW)
     return cast(BinaryIO, open(fd, "rb", buffering=0))
 
 
-def _xattrs(stack: LayerStack, node: Node) -> dict[str, bytes]:
+def attributes(stack: LayerStack, node: Node) -> dict[str, bytes]:
+    """The extended attributes that the union shows."""
     return {name: xattrs.get(stack, node, name) for name in xattrs.names(stack, node)}

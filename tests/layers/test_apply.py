@@ -1,0 +1,118 @@
+"""A layer written and applied again: as a layer of a stack, and over a tree."""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.doors import Folder
+from tests.tree import (
+    Tree,
+    acl,
+    build,
+    device,
+    differences,
+    directory,
+    fifo,
+    file,
+    hard_link,
+    opaque,
+    snapshot,
+    sparse,
+    symlink,
+    whiteout,
+)
+from unionfs import LayerStack, UnionFS, markers
+from unionfs.layers import Compression, LayerError, apply_layer, apply_onto, write_layer
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+
+BASE: Tree = {
+    "etc/motd": file(b"welcome\n"),
+    "etc/hosts": file(b"localhost\n"),
+    "etc/dir/old": file(b"old"),
+    "usr/bin/tool": file(b"tool", mode=0o755, uid=3, gid=4),
+    "srv": directory(mode=0o1777, uid=5, gid=6),
+    "srv/a": file(b"a"),
+    "gone/file": file(),
+}
+TOP: Tree = {
+    "etc/motd": file(b"changed\n", xattrs={"user.note": b"\0\xff=\n"}),
+    "etc/dir": opaque(),
+    "etc/dir/new": sparse(1 << 20, (500_000, b"x"), (900_000, b"y")),
+    "etc/link": hard_link("etc/motd"),
+    "gone": whiteout(),
+    "srv/b": file(b"b", mode=0o4755, uid=7, gid=8),
+    "dev/null": device(stat.S_IFCHR, 1, 3),
+    "dev/pipe": fifo(),
+    "n" * 200 + "/" + "m" * 200: symlink("t" * 300),
+    "acl": directory(
+        xattrs={
+            "system.posix_acl_default": acl(
+                ("user_obj", 0, 7),
+                ("user", 9, 5),
+                ("group_obj", 0, 5),
+                ("mask", 0, 5),
+                ("other", 0, 0),
+            )
+        }
+    ),
+    "acl/file": file(),
+}
+
+
+def written(stack: LayerStack, compression: Compression = "gzip") -> bytes:
+    """The archive of the top layer."""
+    out = io.BytesIO()
+    write_layer(stack, out, compression=compression)
+    return out.getvalue()
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> list[Path]:
+    """A top and a base layer."""
+    build(str(tmp_path / "base"), BASE)
+    build(str(tmp_path / "top"), TOP)
+    return [tmp_path / "top", tmp_path / "base"]
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_an_applied_layer_shows_what_the_written_one_did(
+    tmp_path: Path, layers: list[Path], compression: Compression
+) -> None:
+    base = layers[1]
+    with LayerStack(layers) as stack:
+        before = snapshot(UnionFS(stack))
+        out = io.BytesIO()
+        described = write_layer(stack, out, compression=compression)
+    out.seek(0)
+    applied = apply_layer(out, tmp_path / "again", prefix=markers.TRUSTED, below=[base])
+    assert (applied.digest, applied.diff_id) == (described.digest, described.diff_id)
+    assert applied.size == described.size == len(out.getvalue())
+    with LayerStack([tmp_path / "again", base]) as stack:
+        after = snapshot(UnionFS(stack))
+    different = differences(before, after)
+    # it merges with nothing as one that is opaque, or without one
+    assert [line.partition(":")[0] for line in different] == ["etc/dir"]
+
+
+def test_over_a_tree_whiteouts_remove(tmp_path: Path, layers: list[Path]) -> None:
+    with LayerStack(layers) as stack:
+        archive = written(stack)
+    apply_onto(io.BytesIO(archive), layers[1])
+    found = snapshot(Folder(str(layers[1])))
+    assert not {"gone", "gone/file", "etc/dir/old"} & found.keys()
+    assert {"etc/hosts", "etc/dir/new", "usr/bin/tool"} <= found.keys()
+
+
+def test_a_wrong_digest_leaves_nothing(tmp_path: Path, layers: list[Path]) -> None:
+    with LayerStack(layers) as stack:
+        archive = written(stack)
+    before = {*tmp_path.iterdir()}
+    with pytest.raises(LayerError, match="not sha256:00"):
+        apply_layer(
+            io.BytesIO(archive), tmp_path / "out", prefix=markers.TRUSTED, digest="sha256:00"
+        )
+    assert {*tmp_path.iterdir()} == before

@@ -1,0 +1,399 @@
+"""Entries of an archive as files below one directory, and never elsewhere.
+
+An archive is not trusted. Names lead from the directory's root, whatever they look like; those that
+climb out of it are refused. Symlinks in the directory are followed as in a chroot, so none leads
+out: a name's parents are opened by `open_beneath`, which follows none, after those in them were
+read and resolved here. What an entry finds in its place, it replaces, for the last one counts.
+
+Directories get owners, modes, attributes and times at the very end: what is made in a directory
+changes its time, and its access control list would be inherited.
+
+Cost: seven system calls a file, and an open of its directory where that was not among the last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, final
+
+from unionfs import copyup, markers, system
+from unionfs.layers.streams import LayerError
+from unionfs.layers.tar import HARD_LINK, Entry
+from unionfs.resolve import SYMLINKS_MAX
+
+_DIRECTORIES_OPEN: Final = 64
+_PAGE: Final = 4096
+_ZEROS: Final = bytes(_PAGE)
+NOT_SHIPPED: Final = ("trusted.", "security.selinux", *markers.PREFIXES)
+"""What others neither pack nor unpack: this machine's own, and marks, which would act here."""
+
+Data = Callable[[], Iterable[tuple[int, memoryview]]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What of an archive is left out where this process may not make it, as podman does.
+
+    devices: whether device nodes are made; where the kernel permits none they are left out.
+    ignore_chown_errors: whether a file may keep this process's owner.
+    """
+
+    devices: bool = True
+    ignore_chown_errors: bool = False
+
+
+def cleaned(name: str) -> str:
+    """An archive's name as a path from the root, "" for that. Raises LayerError where it climbs."""
+    path = posixpath.normpath(name.lstrip("/"))
+    if path == ".":
+        return ""
+    if path == ".." or path.startswith("../"):
+        raise LayerError(errno.EINVAL, "the name climbs out of the layer; do not trust it", name)
+    return path
+
+
+@final
+class Unpacker:
+    """Makes files below a directory.
+
+    root: its descriptor. rights: what may be left out. implicit: the attributes of a directory
+    that an entry lies in and that no entry describes, by its path.
+
+    `close` lets go of the directories that are held open, and `finish` must come before it. Every
+    method raises LayerError that names the entry.
+    """
+
+    def __init__(self, root: int, rights: Rights, implicit: Callable[[str], Entry]) -> None:
+        self._root = root
+        self._rights = rights
+        self._implicit = implicit
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._directories: dict[str, Entry] = {}
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def parent(self, path: str) -> tuple[int, str, str]:
+        """The directory that a path lies in, made where it is missing.
+
+        Its descriptor, which is good until the next call, its path with all symlinks resolved, and
+        the last component of path.
+        """
+        directory, _, name = path.rpartition("/")
+        fd = self._open.get(directory)
+        if fd is not None:
+            return fd, directory, name
+        if not directory:
+            return self._root, "", name
+        try:
+            fd = self._opened(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                raise
+            directory = self._resolved(directory)
+            if directory in self._open or not directory:
+                return self._open.get(directory, self._root), directory, name
+            fd = self._made(directory)
+        if len(self._open) >= _DIRECTORIES_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[directory] = fd
+        return fd, directory, name
+
+    def _opened(self, directory: str) -> int:
+        return system.open_beneath(self._root, directory, os.O_PATH | os.O_DIRECTORY)
+
+    def _made(self, directory: str) -> int:
+        """A directory, opened, after those that are missing of it and its parents were made."""
+        try:
+            return self._opened(directory)
+        except FileNotFoundError:
+            fd, _, name = self.parent(directory)
+            os.mkdir(name, 0o700, dir_fd=fd)
+            self._directories[directory] = self._implicit(directory)
+            return self._opened(directory)
+
+    def _resolved(self, path: str) -> str:
+        """A path without symlinks, each followed as in a chroot. Its end may be missing."""
+        links = 0
+        found: list[str] = []
+        pending = path.split("/")[::-1]
+        while pending:
+            name = pending.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                del found[-1:]
+                continue
+            found.append(name)
+            target = self._link("/".join(found))
+            if target is None:
+                continue
+            links += 1
+            if links > SYMLINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            del found[0 if target.startswith("/") else -1 :]
+            pending += target.split("/")[::-1]
+        return "/".join(found)
+
+    def _link(self, path: str) -> str | None:
+        """The target of the symlink at a path whose parents are none; None for anything else."""
+        try:
+            fd = system.open_beneath(self._root, path, os.O_PATH | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+        finally:
+            os.close(fd)
+
+    def place(self, name: str) -> str:
+        """The path that an entry's name leads to: its parents made, and symlinks among them gone.
+
+        The last component stays as it is.
+        """
+        path = cleaned(name)
+        if not path:
+            return ""
+        _, directory, base = self.parent(path)
+        return f"{directory}/{base}" if directory else base
+
+    def make(self, path: str, entry: Entry, data: Data) -> None:
+        """Make an entry's file at a path that `place` gave, in place of what is there."""
+        if not path and entry.kind != stat.S_IFDIR:
+            raise LayerError(errno.EISDIR, "the layer's root is a directory; do not trust it")
+        if entry.kind == stat.S_IFDIR:
+            self._make_directory(path, entry)
+            return
+        source = self._source(entry) if entry.kind == HARD_LINK else None
+        fd, _, name = self.parent(path)
+        try:
+            self._make_file(fd, name, entry, data, source)
+        except FileExistsError:
+            if source == path:
+                return
+            self.remove(path)
+            fd, _, name = self.parent(path)
+            self._make_file(fd, name, entry, data, source)
+
+    def _make_directory(self, path: str, entry: Entry) -> None:
+        if path:
+            fd, _, name = self.parent(path)
+            try:
+                os.mkdir(name, 0o700, dir_fd=fd)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    self.remove(path)
+                    fd, _, name = self.parent(path)
+                    os.mkdir(name, 0o700, dir_fd=fd)
+        self._directories[path] = entry
+
+    def _source(self, entry: Entry) -> str:
+        """Where the file lies that a hard link names."""
+        path = cleaned(entry.target)
+        directory, _, name = path.rpartition("/")
+        directory = self._resolved(directory)
+        return f"{directory}/{name}" if directory else name
+
+    def _make_file(self, fd: int, name: str, entry: Entry, data: Data, source: str | None) -> None:
+        if source is not None:
+            self._link_to(source, fd, name, entry)
+        elif entry.kind == stat.S_IFREG:
+            self._make_regular(fd, name, entry, data)
+        elif entry.kind == stat.S_IFLNK:
+            os.symlink(entry.target, name, dir_fd=fd)
+            self._describe(fd, name, entry)
+        elif entry.kind == stat.S_IFIFO or self._permits_device(entry):
+            try:
+                os.mknod(name, entry.kind | 0o600, entry.rdev, dir_fd=fd)
+            except PermissionError:
+                if entry.kind == stat.S_IFIFO:
+                    raise
+                return
+            self._describe(fd, name, entry)
+
+    def _permits_device(self, entry: Entry) -> bool:
+        if entry.kind == stat.S_IFCHR and entry.rdev == 0:
+            message = "a device 0:0, which on disk is a whiteout; do not trust it"
+            raise LayerError(errno.EINVAL, message)
+        return self._rights.devices
+
+    def _link_to(self, source: str, fd: int, name: str, entry: Entry) -> None:
+        directory, _, base = source.rpartition("/")
+        try:
+            if not base:
+                raise IsADirectoryError
+            parent = self._opened(directory)
+            try:
+                os.link(base, name, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
+            finally:
+                os.close(parent)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            message = f"a hard link to {entry.target!r}, which is no file of the layer"
+            raise LayerError(error.errno or errno.EISDIR, message) from error
+
+    def _make_regular(self, fd: int, name: str, entry: Entry, data: Data) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(name, flags, 0o600, dir_fd=fd)
+        try:
+            if entry.size:
+                _fill(file, entry, data())
+            self._own(file, entry)
+            for key, value in entry.xattrs.items():
+                if not key.startswith(NOT_SHIPPED):
+                    copyup.set_attribute(file, "", key, value)
+            os.fchmod(file, entry.mode)
+            os.utime(file, ns=(entry.mtime, entry.mtime))
+        finally:
+            os.close(file)
+
+    def _own(self, file: int, entry: Entry) -> None:
+        try:
+            os.fchown(file, entry.uid, entry.gid)
+        except OSError as error:
+            self._not_owned(error, entry)
+
+    def _not_owned(self, error: OSError, entry: Entry) -> None:
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise error
+        if not self._rights.ignore_chown_errors:
+            message = (
+                f"{error.strerror} to give it to {entry.uid}:{entry.gid}; "
+                "map these IDs in a user namespace, or ignore chown errors"
+            )
+            raise LayerError(error.errno, message) from error
+
+    def _describe(self, fd: int, name: str, entry: Entry) -> None:
+        """Give a file that is no regular one all but its content."""
+        try:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            self._not_owned(error, entry)
+        for key, value in entry.xattrs.items():
+            if not key.startswith(NOT_SHIPPED):
+                copyup.set_attribute(fd, name, key, value)
+        if entry.kind != stat.S_IFLNK:
+            os.chmod(name, entry.mode, dir_fd=fd)
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
+
+    def status(self, path: str) -> os.stat_result | None:
+        """lstat(2) of a path that `place` gave; None where nothing is there."""
+        fd, _, name = self.parent(path)
+        try:
+            return os.stat(name or ".", dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, path: str) -> None:
+        """Remove what is at a path that `place` gave, with all in it."""
+        self.close()
+        for known in [*self._directories]:
+            if known == path or known.startswith(f"{path}/"):
+                del self._directories[known]
+        fd, _, name = self.parent(path)
+        remove_tree(fd, name)
+
+    def finish(self) -> None:
+        """Give all directories their owners, modes, attributes and times."""
+        self.close()
+        for path in sorted(self._directories, reverse=True):
+            entry = self._directories[path]
+            try:
+                self._finish(path, entry)
+            except OSError as error:
+                raise named(error, path or ".") from error
+
+    def _finish(self, path: str, entry: Entry) -> None:
+        fd = system.open_beneath(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._own(fd, entry)
+            for key, value in entry.xattrs.items():
+                if not key.startswith(NOT_SHIPPED):
+                    copyup.set_attribute(fd, "", key, value)
+            os.fchmod(fd, entry.mode)
+            os.utime(fd, ns=(entry.mtime, entry.mtime))
+        finally:
+            os.close(fd)
+
+
+def named(error: OSError, name: str) -> LayerError:
+    """An error as one of the entry with that name."""
+    if isinstance(error, LayerError) and error.filename is not None:
+        return error
+    return LayerError(error.errno, error.strerror, name)
+
+
+def _fill(file: int, entry: Entry, data: Iterable[tuple[int, memoryview]]) -> None:
+    """Write a file's content; pages of zeros become holes."""
+    written = 0
+    for offset, piece in data:
+        if len(piece) >= _PAGE and _has_zeros(piece):
+            written = max(written, _write_sparsely(file, offset, piece))
+        else:
+            _write(file, offset, piece)
+            written = offset + len(piece)
+    if written < entry.size:
+        os.ftruncate(file, entry.size)
+
+
+def _has_zeros(piece: memoryview) -> bool:
+    return any(piece[at : at + _PAGE] == _ZEROS for at in range(0, len(piece), _PAGE))
+
+
+def _write_sparsely(file: int, offset: int, piece: memoryview) -> int:
+    """Write a piece without its pages of zeros; the end of what was written."""
+    end = start = 0
+    size = len(piece)
+    for at in range(0, size, _PAGE):
+        if piece[at : at + _PAGE] == _ZEROS:
+            if start < at:
+                _write(file, offset + start, piece[start:at])
+                end = offset + at
+            start = at + _PAGE
+    if start < size:
+        _write(file, offset + start, piece[start:])
+        end = offset + size
+    return end
+
+
+def _write(file: int, offset: int, data: memoryview) -> None:
+    while data:
+        count = os.pwrite(file, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def remove_tree(fd: int, name: str) -> None:
+    """Remove a name in a directory, with all in it, however deep; no symlink is followed."""
+    try:
+        os.unlink(name, dir_fd=fd)
+    except IsADirectoryError:
+        pass
+    except FileNotFoundError:
+        return
+    else:
+        return
+    directories = [name]
+    for path in directories:
+        for child, kind, _ in system.list_dir(fd, path):
+            if kind << 12 == stat.S_IFDIR:
+                directories.append(f"{path}/{child}")
+            else:
+                _in_parent(fd, f"{path}/{child}", os.unlink)
+    for path in reversed(directories):
+        _in_parent(fd, path, os.rmdir)
+
+
+def _in_parent(fd: int, path: str, remove: Callable[..., None]) -> None:
+    directory, _, name = path.rpartition("/")
+    parent = system.open_beneath(fd, directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        remove(name, dir_fd=parent)
+    finally:
+        os.close(parent)
