@@ -38,7 +38,7 @@ WHITEOUT: Final = "whiteout"
 METACOPY: Final = "metacopy"
 
 YES: Final = b"y"
-_XWHITEOUTS: Final = b"x"
+XWHITEOUTS: Final = b"x"
 REDIRECT_MAX: Final = 256
 """Bytes of the longest redirect that the kernel's module writes unless told otherwise."""
 
@@ -84,7 +84,7 @@ def of_directory(prefix: str, layer_fd: int, path: str) -> Marks:
     names = system.list_xattr(layer_fd, path)
     if prefix + OPAQUE in names:
         value = system.get_xattr(layer_fd, path, prefix + OPAQUE)
-        opaque, xwhiteouts = value == YES, value == _XWHITEOUTS
+        opaque, xwhiteouts = value == YES, value == XWHITEOUTS
     if prefix + REDIRECT in names:
         redirect = _redirect(system.get_xattr(layer_fd, path, prefix + REDIRECT), path)
     if _FUSE_OVERLAYFS + OPAQUE in names:
@@ -121,7 +121,7 @@ def is_whiteout(prefix: str, layer_fd: int, path: str, status: os.stat_result) -
 
 def has_xwhiteouts(prefix: str, layer_fd: int, directory: str) -> bool:
     """Whether a layer's directory announces whiteouts that are marked files."""
-    return system.get_xattr(layer_fd, directory, prefix + OPAQUE) == _XWHITEOUTS
+    return system.get_xattr(layer_fd, directory, prefix + OPAQUE) == XWHITEOUTS
 
 
 _BLOCK: Final = 512
@@ -174,7 +174,7 @@ def make_whiteout(prefix: str, dir_fd: int, name: str) -> None:
 def announce_xwhiteouts(prefix: str, layer_fd: int, directory: str) -> None:
     """Say that a directory holds marked files as whiteouts, unless it is opaque anyway."""
     if system.get_xattr(layer_fd, directory, prefix + OPAQUE) is None:
-        system.set_xattr(layer_fd, directory, prefix + OPAQUE, _XWHITEOUTS)
+        system.set_xattr(layer_fd, directory, prefix + OPAQUE, XWHITEOUTS)
 
 
 def in_union(prefix: str, name: str) -> str | None:

@@ -43,14 +43,7 @@ class WorkDir:
         self._names = itertools.count(1)
         self._held = contextlib.ExitStack()
         with contextlib.ExitStack() as held:
-            mounted = _directories_of_the_kernel()
-            for role, path in (("work", work), ("upper", upper)):
-                try:
-                    fcntl.flock(_opened(path, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise _busy(path, f"{role} is used by another union") from None
-                if path in mounted:
-                    raise _busy(path, f"{role} is mounted by the kernel")
+            hold(work, upper, held)
             parent = _opened(work, held)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree("work", dir_fd=parent)
@@ -93,6 +86,21 @@ class WorkDir:
         """Let another writer have it."""
         self._held.close()
         self.fd = -1
+
+
+def hold(work: str, upper: str, held: contextlib.ExitStack) -> None:
+    """Keep every union, of the kernel's and of our kind, from using either until held is closed.
+
+    Raises OSError EBUSY where one does.
+    """
+    mounted = _directories_of_the_kernel()
+    for role, path in (("work", work), ("upper", upper)):
+        try:
+            fcntl.flock(_opened(path, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, f"{role} is used by another union") from None
+        if path in mounted:
+            raise _busy(path, f"{role} is mounted by the kernel")
 
 
 def _opened(path: str, held: contextlib.ExitStack, dir_fd: int | None = None) -> int:

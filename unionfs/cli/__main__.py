@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "cat": "reading",
     "explain": "reading",
     "diff": "reading",
+    "fsck": "fsck",
     "doctor": "doctor",
     "bench": "bench",
     "completion": "completion",

@@ -17,7 +17,7 @@ from unionfs.options import OptionError
 
 _SECTIONS: Final = {
     "Mount": ("mount", "umount", "list"),
-    "Look into a union, mounted or not": ("ls", "cat", "explain", "diff"),
+    "Look into a union, mounted or not": ("ls", "cat", "explain", "diff", "fsck"),
     "This machine": ("doctor", "bench", "completion"),
 }
 
