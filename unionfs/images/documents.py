@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Final, Literal, Self, final
+from typing import Any, Final, Self, final
 
 from unionfs.images import fields
 from unionfs.images.fields import Data, Document, Fields, InvalidDocument, key
@@ -25,26 +25,15 @@ from unionfs.images.reference import InvalidReference, check_digest
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 """The annotation by which an image layout names its images."""
 
 INDEXES: Final = (OCI_INDEX, DOCKER_INDEX)
 MANIFESTS: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
-
-Compression = Literal["none", "gzip", "zstd"]
-_SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": "+gzip", "zstd": "+zstd"}
-
-
-def layer_type(compression: Compression) -> str:
-    """The media type of a layer that is compressed so."""
-    return OCI_LAYER + _SUFFIXES[compression]
-
 
 def _digest(data: Any) -> str:
     digest = fields.text(data)
