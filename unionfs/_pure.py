@@ -416,6 +416,11 @@ def filesystem_uuid(root_fd: int) -> bytes | None:
     return answer[1:17] if answer[0] == 16 else None
 
 
+def sync_filesystem(fd: int) -> None:
+    """Have all that was written to the filesystem of fd outlive a loss of power, as syncfs(2)."""
+    _call("syncfs", fd)
+
+
 def keep_capabilities() -> bool:
     """Let `set_fs_ids` of this thread change IDs alone, not capabilities; False without privilege.
 

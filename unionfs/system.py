@@ -29,6 +29,7 @@ from unionfs._pure import (
     set_fs_ids,
     set_xattr,
     stat_handle,
+    sync_filesystem,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "set_fs_ids",
     "set_xattr",
     "stat_handle",
+    "sync_filesystem",
 ]
 
 NATIVE: bool = False

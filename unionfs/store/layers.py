@@ -1,0 +1,138 @@
+"""Layers unpacked: each stack of them once, by its chain ID, as committed snapshots.
+
+A layer is unpacked beside its place and checked against its diff ID meanwhile; when it is whole and
+on disk, it becomes the snapshot that its chain ID names. Whoever wants the same waits for it.
+
+Rules: OCI image specification, config.md, "Layer ChainID". Cost: reading the blob and writing the
+files once, and one syncfs(2) a layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import final
+
+from unionfs import faults
+from unionfs.layers import apply_layer
+from unionfs.store import digest as digests
+from unionfs.store.blobs import Blobs
+from unionfs.store.catalogue import Catalogue, now
+from unionfs.store.errors import NotFound
+from unionfs.store.folders import Folders, claimed, flush_directory
+from unionfs.store.snapshots import Snapshots, disk_usage
+
+
+@final
+class Layers:
+    """The unpacked layers of a store. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        catalogue: Catalogue,
+        blobs: Blobs,
+        snapshots: Snapshots,
+        prefix: str,
+    ) -> None:
+        self._folders = folders
+        self._catalogue = catalogue
+        self._blobs = blobs
+        self._snapshots = snapshots
+        self._prefix = prefix
+
+    def unpack(
+        self,
+        chain: Sequence[tuple[str, str]],
+        *,
+        image: str | None = None,
+        unpacked: Callable[[str], None] | None = None,
+    ) -> str:
+        """Have layers unpacked, those that are not yet; the chain ID of all, "" of none.
+
+        chain: digest of the blob and diff ID of each layer, the bottom one first.
+        image: the blob, a manifest or configuration, that needs them; a collection keeps them as
+            long as that. Otherwise a lease or a snapshot over them must.
+        unpacked: is called with the chain ID of each layer, when it is there.
+
+        Raises NotFound for a missing blob, LayerError for one that is not the layer (EBADMSG) or
+        not to be unpacked; the layers below it stay.
+        """
+        parent = ""
+        below: list[str] = []
+        for count, (blob, diff_id) in enumerate(chain, 1):
+            name = digests.chain_id(diff for _, diff in chain[:count])
+            while name not in self:
+                self._unpack(name, blob, diff_id, parent, below)
+            below.insert(0, self.path(name))
+            parent = name
+            if unpacked is not None:
+                unpacked(name)
+        if image is not None and chain:
+            with self._catalogue.change() as db:
+                if not db.execute("SELECT 1 FROM blob WHERE digest = ?", (image,)).fetchone():
+                    raise NotFound("the store has no such blob; pull or import it", image)
+                db.execute("INSERT OR IGNORE INTO unpacked VALUES (?, ?)", (image, parent))
+        return parent
+
+    def _unpack(
+        self, name: str, blob: str, diff_id: str, parent: str, below: Sequence[str]
+    ) -> None:
+        """Unpack one layer; nothing where another process did, or took our place away."""
+        draft = self._folders.ingest(f"layer-{name.replace(':', '-')}")
+        os.makedirs(draft, mode=0o711, exist_ok=True)
+        with claimed(draft, os.O_RDONLY | os.O_DIRECTORY) as held:
+            if held is None or name in self:
+                return
+            for left in os.listdir(held):
+                self._folders.discard(f"{draft}/{left}")
+            with self._blobs.open(blob) as archive:
+                apply_layer(
+                    archive,
+                    f"{draft}/fs",
+                    prefix=self._prefix,
+                    below=below,
+                    digest=blob,
+                    diff_id=diff_id,
+                )
+            usage = disk_usage(f"{draft}/fs")
+            self._snapshots.flush()
+            faults.step("layer-unpacked")
+            with self._catalogue.change() as db:
+                row = db.execute("SELECT id FROM snapshot WHERE name = ?", (parent,)).fetchone()
+                if parent and row is None:
+                    raise NotFound("the layer below was removed; hold a lease meanwhile", parent)
+                moment = now()
+                made = db.execute(
+                    "INSERT INTO snapshot (name, kind, parent, labels, created, updated, diff_id,"
+                    " blob, size, inodes) VALUES (?, 'committed', ?, '{}', ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(name, row[0] if row else None, moment, moment),
+                        *(diff_id, blob, usage.size, usage.inodes),
+                    ),
+                )
+                assert made.lastrowid is not None, "it was inserted"
+                place = self._folders.snapshot(made.lastrowid)
+                self._folders.discard(place)  # of a row that a crash undid
+                os.rename(draft, place)
+                flush_directory(os.path.dirname(place))
+                faults.step("layer-named")
+                self._catalogue.keep(db, name)
+            faults.step("layer-catalogued")
+
+    def path(self, chain_id: str) -> str:
+        """The directory of the top layer of a chain. Raises NotFound."""
+        return self.stack(chain_id)[0]
+
+    def stack(self, chain_id: str) -> list[str]:
+        """The directories of a chain's layers, top first. Raises NotFound."""
+        return [*self._snapshots.directories(chain_id).lower]
+
+    def __contains__(self, chain_id: object) -> bool:
+        with self._catalogue.change() if self._catalogue.held else self._catalogue.read() as db:
+            row = db.execute(
+                "SELECT 1 FROM snapshot WHERE name = ? AND kind = 'committed'", (chain_id,)
+            ).fetchone()
+            if row and isinstance(chain_id, str):
+                self._catalogue.keep(db, chain_id)
+        return row is not None

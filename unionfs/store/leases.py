@@ -1,0 +1,86 @@
+"""Leases: what keeps a collection from taking what an import has made and not yet named.
+
+While a process holds a lease, everything that it adds to a store, or finds there and so relies on,
+is kept. A lease ends with its block; that of a killed process when it expires.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, final
+
+from unionfs.store.catalogue import Catalogue, now
+from unionfs.store.errors import NotFound
+
+DAY: Final = 24 * 60 * 60.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease. created, expires: nanoseconds since 1970. things: how many it keeps."""
+
+    id: str
+    created: int
+    expires: int
+    things: int
+
+
+@final
+class Leases:
+    """The leases of a store. Its methods may be called from any thread."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    @contextmanager
+    def hold(self, seconds: float = DAY) -> Iterator[str]:
+        """Keep what this store object adds and finds until the block ends; gives the lease's ID.
+
+        seconds: after which it ends anyway, as it must where the process is killed.
+        """
+        lease = self.create(seconds)
+        self._catalogue.held.add(lease)
+        try:
+            yield lease
+        finally:
+            self._catalogue.held.discard(lease)
+            with self._catalogue.change() as db:
+                db.execute("DELETE FROM lease WHERE id = ?", (lease,))
+
+    def create(self, seconds: float = DAY) -> str:
+        """A lease that outlives this process, until it is removed or expires; its ID."""
+        lease, created = uuid.uuid4().hex, now()
+        with self._catalogue.change() as db:
+            db.execute("DELETE FROM lease WHERE expires < ?", (created,))
+            row = (lease, created, created + int(seconds * 1e9))
+            db.execute("INSERT INTO lease VALUES (?, ?, ?)", row)
+        return lease
+
+    def add(self, lease: str, *things: str) -> None:
+        """Have a lease keep blobs by digest, layers by chain ID. Raises NotFound."""
+        with self._catalogue.change() as db:
+            if not db.execute("SELECT 1 FROM lease WHERE id = ?", (lease,)).fetchone():
+                raise NotFound("no such lease; it may have expired", lease)
+            db.executemany(
+                "INSERT OR IGNORE INTO leased VALUES (?, ?)", [(lease, thing) for thing in things]
+            )
+
+    def remove(self, lease: str) -> None:
+        """End a lease. Raises NotFound."""
+        with self._catalogue.change() as db:
+            if not db.execute("DELETE FROM lease WHERE id = ?", (lease,)).rowcount:
+                raise NotFound("no such lease; it may have expired", lease)
+
+    def list(self) -> list[Lease]:
+        """Those that have not ended."""
+        with self._catalogue.read() as db:
+            rows = db.execute(
+                "SELECT id, created, expires, count(what) FROM lease"
+                " LEFT JOIN leased ON lease = id WHERE expires >= ? GROUP BY id ORDER BY created",
+                (now(),),
+            ).fetchall()
+        return [Lease(*row) for row in rows]
