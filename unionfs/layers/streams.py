@@ -52,7 +52,6 @@ _BLOCK: Final = 1 << 20
 _AHEAD: Final = 8  # blocks that are decompressed before anybody asks for them
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_STOPS: Final = 0.05  # seconds until a look whether the thread has ended
 
 
 class LayerError(OSError):
@@ -208,7 +207,9 @@ class Reader:
     """
 
     def __init__(self, blob: BinaryIO, limit: int) -> None:
-        begin = blob.read(len(_ZSTD))
+        begin = b""
+        while len(begin) < len(_ZSTD) and (more := blob.read(len(_ZSTD) - len(begin))):
+            begin += more
         self._blob = _Hashed(blob, begin)
         self._limit = limit
         self._tar = hashlib.sha256()
@@ -308,6 +309,7 @@ class Reader:
         traceback: TracebackType | None,
     ) -> None:
         self._closed = True
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._blocks.get(timeout=_STOPS)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._blocks.get_nowait()
+        self._thread.join()  # it finds room for the block at hand, then sees that it is over
