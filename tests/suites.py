@@ -28,7 +28,7 @@ _FSX_SIZE = 256 << 10  # bytes; fsx' own greatest length
 def pjdfstest(checkout: Path, union: Path) -> None:
     """All of its checks, by prove(1), in the directory that they are about."""
     tests = checkout / "tests"
-    subprocess.run(["prove", "--recurse", "--quiet", tests], cwd=union, check=True)
+    subprocess.run(["prove", "--recurse", "--QUIET", tests], cwd=union, check=True)
 
 
 def fsx(checkout: Path, union: Path) -> None:
