@@ -17,11 +17,11 @@ from unionfs.images.documents import (
     History,
     Index,
     Manifest,
-    digest_of,
     read_image,
 )
 from unionfs.images.fields import InvalidDocument
 from unionfs.images.platform import Platform
+from unionfs.store import digest
 
 SHA = "sha256:" + "0123456789abcdef" * 4
 DESCRIPTOR = {"mediaType": OCI_CONFIG, "digest": SHA, "size": 2}
@@ -110,7 +110,7 @@ def test_the_platform_of_an_image_in_an_index() -> None:
 
 def test_a_descriptor_of_bytes() -> None:
     made = Descriptor.to(b"{}", OCI_CONFIG)
-    assert made == Descriptor(OCI_CONFIG, digest_of(b"{}"), 2)
+    assert made == Descriptor(OCI_CONFIG, digest.of_bytes(b"{}"), 2)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_blob_longer_than_announced_is_refused(proxy: Proxy, tmp_path: Path) -
     shorter = Descriptor(descriptor.media_type, descriptor.digest, 1000)
     with repository(proxy) as there:
         there.send_blob(descriptor, path, lambda _: None)
-        with pytest.raises(RegistryError, match="more of"):
+        with pytest.raises(RegistryError, match="more than"):
             list(there.blob(shorter))
 
 

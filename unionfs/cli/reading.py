@@ -25,8 +25,7 @@ from unionfs.cli.output import (
 )
 from unionfs.explain import Explanation, LayerView, explain
 from unionfs.layers import Change, changes
-from unionfs.place import Place
-from unionfs.resolve import resolve, top
+from unionfs.resolve import Place, resolve, top
 from unionfs.union import UnionFS
 
 _STYLES: Final = {

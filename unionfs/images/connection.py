@@ -52,10 +52,14 @@ class RegistryError(OSError):
 
 
 class Passing(Exception):
-    """A failure that another try may not meet. pause: seconds that the registry asks for."""
+    """A failure that another try may not meet.
 
-    def __init__(self, why: str, pause: float = 0) -> None:
+    about: what it is about. pause: seconds that the registry asks for.
+    """
+
+    def __init__(self, why: str, about: str, pause: float = 0) -> None:
         super().__init__(why)
+        self.about = about
         self.pause = pause
 
 
@@ -70,7 +74,8 @@ class Patience:
     def wait(self, failures: int, error: Passing) -> None:
         """Wait before another try. Raises RegistryError when there were enough."""
         if failures > self.tries:
-            raise RegistryError(errno.EIO, f"{error}; gave up after {failures} tries")
+            message = f"{error}; gave up after {failures} tries"
+            raise RegistryError(errno.EIO, message, error.about)
         time.sleep(min(max(self.pause * 2 ** (failures - 1), error.pause), _LONGEST_PAUSE))
 
     def keep_trying(self, action: Callable[[], _T]) -> _T:
@@ -132,6 +137,11 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
+    @property
+    def name(self) -> str:
+        """The repository with what was asked for, to tell in errors."""
+        return str(self._reference)
+
     def _scheme_of_loopback(self) -> str:
         try:
             self._client.get(f"https://{self._host}/v2/")
@@ -185,11 +195,11 @@ class Connection:
 
     def _refusal(self, response: httpx.Response) -> Exception:
         """What an answer means that was not hoped for."""
-        status, said = response.status_code, _said(response)
+        status, said, about = response.status_code, _said(response), self.name
         if status in _PASSING:
             after = response.headers.get("Retry-After", "")
-            return Passing(f"the registry answered {said}", int(after) if after.isdigit() else 0)
-        about = str(self._reference)
+            pause = int(after) if after.isdigit() else 0
+            return Passing(f"the registry answered {said}", about, pause)
         if status in (401, 403):
             if self._login is None:
                 hint = f"log in: podman login {self._reference.domain}"
@@ -212,7 +222,8 @@ class Connection:
             reason = str(error).partition("] ")[2] or str(error)
             message = f"cannot connect ({reason}); check the name, and that the registry runs"
             return RegistryError(errno.ECONNREFUSED, message, self._reference.domain)
-        return Passing(f"the connection was cut ({error or type(error).__name__})")
+        reason = str(error) or type(error).__name__
+        return Passing(f"the connection was cut ({reason})", self.name)
 
 
 @final
@@ -292,7 +303,7 @@ class _Auth(httpx.Auth):
             told = response.json()
             return f"Bearer {told.get('token') or told['access_token']}"
         except (httpx.HTTPStatusError, ValueError, KeyError, AttributeError):
-            raise Passing(f"{realm} gave no token: {_said(response)}") from None
+            raise Passing(f"it gave no token ({_said(response)})", str(realm)) from None
 
 
 def _basic(login: Login) -> str:

@@ -14,13 +14,12 @@ Docker's image specification 1.2. Cost: the parsing of a few KiB.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, Final, Self, final
 
 from unionfs.images import fields
 from unionfs.images.fields import Data, Document, Fields, InvalidDocument, key
 from unionfs.images.platform import Platform
-from unionfs.images.reference import InvalidReference, check_digest
+from unionfs.store import InvalidArgument, digest
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -35,13 +34,14 @@ INDEXES: Final = (OCI_INDEX, DOCKER_INDEX)
 MANIFESTS: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
 
+
 def _digest(data: Any) -> str:
-    digest = fields.text(data)
+    read = fields.text(data)
     try:
-        check_digest(digest)
-    except InvalidReference as error:
-        raise InvalidDocument(f"{digest}: {error.strerror}") from None
-    return digest
+        digest.parts(read)
+    except InvalidArgument as error:
+        raise InvalidDocument(f"{read}: {error.strerror}") from None
+    return read
 
 
 @final
@@ -62,7 +62,7 @@ class Descriptor(Fields):
     @classmethod
     def to(cls, raw: bytes, media_type: str) -> Self:
         """The descriptor of some bytes."""
-        return cls(media_type, digest_of(raw), len(raw))
+        return cls(media_type, digest.of_bytes(raw), len(raw))
 
     @property
     def platform(self) -> Platform | None:
@@ -171,11 +171,6 @@ class Config(Document):
             rootfs=replace(self.rootfs, diff_ids=(*self.rootfs.diff_ids, *more)),
             history=(*self.history, step),
         )
-
-
-def digest_of(raw: bytes) -> str:
-    """The digest by which some bytes are stored."""
-    return f"sha256:{sha256(raw).hexdigest()}"
 
 
 def read_image(raw: bytes, media_type: str) -> Manifest | Index:

@@ -17,6 +17,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final, Self, final
 
+from unionfs.store import InvalidArgument, digest
+
 DEFAULT_DOMAIN: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 LONGEST_PATH: Final = 255
@@ -24,7 +26,6 @@ LONGEST_PATH: Final = 255
 
 _LEGACY_DEFAULT_DOMAIN: Final = "index.docker.io"
 _OFFICIAL: Final = "library/"
-_HEX_LENGTHS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 _LABEL: Final = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN: Final = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
@@ -77,7 +78,10 @@ class Reference:
         if len(found["path"]) > LONGEST_PATH:
             raise InvalidReference(text, f"a repository of more than {LONGEST_PATH} characters")
         if found["digest"]:
-            check_digest(found["digest"], text)
+            try:
+                digest.parts(found["digest"])
+            except InvalidArgument as error:
+                raise InvalidReference(text, f"{found['digest']}: {error.strerror}") from None
         return cls(**found.groupdict())
 
     @property
@@ -94,8 +98,8 @@ class Reference:
         return (path if self.domain == DEFAULT_DOMAIN else f"{self.domain}/{self.path}") + self._end
 
     def chosen(self) -> Self:
-        """The same, with the default tag where it has neither tag nor digest."""
-        return self if self.tag or self.digest else replace(self, tag=DEFAULT_TAG)
+        """The name of one image, by its digest alone or else by a tag, which has a default."""
+        return replace(self, tag=None if self.digest else self.tag or DEFAULT_TAG)
 
     @property
     def _end(self) -> str:
@@ -104,20 +108,6 @@ class Reference:
 
     def __str__(self) -> str:
         return self.name + self._end
-
-
-def check_digest(digest: str, about: str | None = None) -> None:
-    """Raise InvalidReference unless it is a digest of a known algorithm, whole and lower case.
-
-    about: what to name in the error, where that is not the digest itself.
-    """
-    algorithm, _, digits = digest.partition(":")
-    if algorithm not in _HEX_LENGTHS:
-        known = ", ".join(_HEX_LENGTHS)
-        raise InvalidReference(about or digest, f"unknown digest algorithm; known are {known}")
-    if not re.fullmatch(rf"[0-9a-f]{{{_HEX_LENGTHS[algorithm]}}}", digits):
-        wanted = f"{_HEX_LENGTHS[algorithm]} digits from 0 to f"
-        raise InvalidReference(about or digest, f"a digest by {algorithm} has {wanted}")
 
 
 def _split_domain(text: str) -> tuple[str, str]:

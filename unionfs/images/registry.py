@@ -58,7 +58,7 @@ class Repository:
         wanted = which if ":" in which else response.headers.get("Docker-Content-Digest")
         if wanted and wanted.startswith("sha256:") and wanted != descriptor.digest:
             message = f"the registry sent a manifest {descriptor.digest} in place of {wanted}"
-            raise RegistryError(errno.EBADMSG, message)
+            raise RegistryError(errno.EBADMSG, message, self.connection.name)
         return raw, descriptor
 
     def blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
@@ -74,7 +74,8 @@ class Repository:
                     failures = 0
                     yield chunk
                 if position < descriptor.size:
-                    raise Passing(f"only {position} of {descriptor.size} bytes came")
+                    came = f"only {position} of {descriptor.size} bytes came"
+                    raise Passing(came, descriptor.digest)
             except Passing as error:
                 failures += 1
                 self.connection.patience.wait(failures, error)
@@ -92,8 +93,8 @@ class Repository:
                 rest = chunk[max(0, start - begins) :]
                 begins += len(chunk)
                 if begins > descriptor.size:
-                    message = f"the registry sent more of {descriptor.digest} than there is"
-                    raise RegistryError(errno.EBADMSG, message)
+                    message = f"the registry sent more than {descriptor.size} bytes"
+                    raise RegistryError(errno.EBADMSG, message, descriptor.digest)
                 if rest:
                     yield rest
 
@@ -179,7 +180,8 @@ class Repository:
         """Where an upload goes on."""
         location = answer.headers.get("Location")
         if not location:
-            raise RegistryError(errno.EIO, "the registry does not say where to upload")
+            message = "the registry does not say where to upload"
+            raise RegistryError(errno.EIO, message, self.connection.name)
         return self.connection.url(location)
 
     def send_manifest(self, raw: bytes, descriptor: Descriptor, which: str) -> None:
@@ -194,7 +196,7 @@ class Repository:
         stored = answer.headers.get("Docker-Content-Digest", descriptor.digest)
         if stored != descriptor.digest:
             message = f"the registry stored {stored} in place of {descriptor.digest}"
-            raise RegistryError(errno.EBADMSG, message)
+            raise RegistryError(errno.EBADMSG, message, self.connection.name)
 
 
 def _arrived(answer: httpx.Response) -> int:

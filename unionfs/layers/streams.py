@@ -52,10 +52,21 @@ _BLOCK: Final = 1 << 20
 _AHEAD: Final = 8  # blocks that are decompressed before anybody asks for them
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+MAGIC_SIZE: Final = len(_ZSTD)
+"""Bytes from the beginning of a blob that tell its compression."""
+
+_STOPS: Final = 0.05  # seconds until a look whether the thread has ended
 
 
 class LayerError(OSError):
     """A layer that cannot be made or applied; `filename` names the entry, where it is about one."""
+
+
+def compression_of(begin: bytes) -> Compression:
+    """How a blob is compressed that begins so."""
+    if begin.startswith(_GZIP):
+        return "gzip"
+    return "zstd" if begin.startswith(_ZSTD) else "none"
 
 
 class _Hashed(io.RawIOBase):
@@ -207,17 +218,16 @@ class Reader:
     """
 
     def __init__(self, blob: BinaryIO, limit: int) -> None:
-        begin = b""
-        while len(begin) < len(_ZSTD) and (more := blob.read(len(_ZSTD) - len(begin))):
-            begin += more
+        begin = blob.read(MAGIC_SIZE)
         self._blob = _Hashed(blob, begin)
         self._limit = limit
         self._tar = hashlib.sha256()
         self._tar_size = 0
         self._stream: Any = self._blob
-        if begin.startswith(_GZIP):
+        compression = compression_of(begin)
+        if compression == "gzip":
             self._stream = igzip.IGzipFile(fileobj=self._blob)  # type: ignore[no-untyped-call]
-        elif begin == _ZSTD:
+        elif compression == "zstd":
             self._stream = zstandard.ZstdDecompressor().stream_reader(
                 cast(BinaryIO, self._blob), read_across_frames=True, closefd=False
             )
@@ -294,6 +304,12 @@ class Reader:
             left -= len(piece)
             yield piece
 
+    def rest(self) -> Iterator[memoryview]:
+        """What is left of the tar, block by block."""
+        while self._block or self._next():
+            block, self._block = self._block, memoryview(b"")
+            yield block
+
     def finish(self) -> None:
         """Read what follows the end of the archive, which is part of the digests."""
         while self._next():
@@ -309,7 +325,6 @@ class Reader:
         traceback: TracebackType | None,
     ) -> None:
         self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._blocks.get_nowait()
-        self._thread.join()  # it finds room for the block at hand, then sees that it is over
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._blocks.get(timeout=_STOPS)

@@ -13,7 +13,6 @@ Cost: seven system calls a file, and an open of its directory where that was not
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import posixpath
@@ -26,11 +25,9 @@ from typing import Final, final
 from unionfs import copyup, markers, system
 from unionfs.layers.streams import LayerError
 from unionfs.layers.tar import HARD_LINK, Entry
-from unionfs.place import join
 from unionfs.resolve import SYMLINKS_MAX
 
 _DIRECTORIES_OPEN: Final = 64
-_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _PAGE: Final = 4096
 _ZEROS: Final = bytes(_PAGE)
 NOT_SHIPPED: Final = ("trusted.", "security.selinux", *markers.PREFIXES)
@@ -52,13 +49,13 @@ class Rights:
     ignore_chown_errors: bool = False
 
 
-def cleaned(name: str, what: str = "name") -> str:
+def cleaned(name: str) -> str:
     """An archive's name as a path from the root, "" for that. Raises LayerError where it climbs."""
     path = posixpath.normpath(name.lstrip("/"))
     if path == ".":
         return ""
     if path == ".." or path.startswith("../"):
-        raise LayerError(errno.EINVAL, f"the {what} climbs out of the layer; do not trust it")
+        raise LayerError(errno.EINVAL, "the name climbs out of the layer; do not trust it", name)
     return path
 
 
@@ -111,25 +108,17 @@ class Unpacker:
         return fd, directory, name
 
     def _opened(self, directory: str) -> int:
-        return system.open_beneath(self._root, directory, _DIRECTORY)
+        return system.open_beneath(self._root, directory, os.O_PATH | os.O_DIRECTORY)
 
     def _made(self, directory: str) -> int:
-        """A directory without symlinks in its path, opened; what is missing of it is made."""
-        fd = os.dup(self._root)
+        """A directory, opened, after those that are missing of it and its parents were made."""
         try:
-            path = ""
-            for name in directory.split("/"):
-                path = join(path, name)
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=fd)
-                    self._directories[path] = self._implicit(path)
-                below = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                os.close(fd)
-                fd = below
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            return self._opened(directory)
+        except FileNotFoundError:
+            fd, _, name = self.parent(directory)
+            os.mkdir(name, 0o700, dir_fd=fd)
+            self._directories[directory] = self._implicit(directory)
+            return self._opened(directory)
 
     def _resolved(self, path: str) -> str:
         """A path without symlinks, each followed as in a chroot. Its end may be missing."""
@@ -174,7 +163,7 @@ class Unpacker:
         if not path:
             return ""
         _, directory, base = self.parent(path)
-        return join(directory, base)
+        return f"{directory}/{base}" if directory else base
 
     def make(self, path: str, entry: Entry, data: Data) -> None:
         """Make an entry's file at a path that `place` gave, in place of what is there."""
@@ -208,10 +197,10 @@ class Unpacker:
 
     def _source(self, entry: Entry) -> str:
         """Where the file lies that a hard link names."""
-        path = cleaned(entry.target, f"hard link's target {entry.target!r}")
+        path = cleaned(entry.target)
         directory, _, name = path.rpartition("/")
         directory = self._resolved(directory)
-        return join(directory, name)
+        return f"{directory}/{name}" if directory else name
 
     def _make_file(self, fd: int, name: str, entry: Entry, data: Data, source: str | None) -> None:
         if source is not None:
@@ -251,7 +240,7 @@ class Unpacker:
             raise LayerError(error.errno or errno.EISDIR, message) from error
 
     def _make_regular(self, fd: int, name: str, entry: Entry, data: Data) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=fd)
         try:
             if entry.size:
@@ -338,7 +327,7 @@ def named(error: OSError, name: str) -> LayerError:
     """An error as one of the entry with that name."""
     if isinstance(error, LayerError) and error.filename is not None:
         return error
-    return LayerError(error.errno, error.strerror or str(error), name)
+    return LayerError(error.errno, error.strerror, name)
 
 
 def _fill(file: int, entry: Entry, data: Iterable[tuple[int, memoryview]]) -> None:
@@ -403,7 +392,7 @@ def remove_tree(fd: int, name: str) -> None:
 
 def _in_parent(fd: int, path: str, remove: Callable[..., None]) -> None:
     directory, _, name = path.rpartition("/")
-    parent = system.open_beneath(fd, directory, _DIRECTORY)
+    parent = system.open_beneath(fd, directory, os.O_PATH | os.O_DIRECTORY)
     try:
         remove(name, dir_fd=parent)
     finally:

@@ -15,8 +15,6 @@ from unionfs.store.leases import Lease, Leases
 from unionfs.store.names import Name, Names
 from unionfs.store.snapshots import Directories, Info, MountCall, Snapshots, Usage
 from unionfs.store.store import Store
-from unionfs.store.usage import Share, StoreUsage
-from unionfs.store.verify import Fault
 
 __all__ = [
     "AlreadyExists",
@@ -26,7 +24,6 @@ __all__ = [
     "Corrupt",
     "Directories",
     "FailedPrecondition",
-    "Fault",
     "Info",
     "InvalidArgument",
     "Layers",
@@ -36,11 +33,9 @@ __all__ = [
     "Name",
     "Names",
     "NotFound",
-    "Share",
     "Snapshots",
     "Store",
     "StoreError",
-    "StoreUsage",
     "Usage",
     "Writer",
 ]
