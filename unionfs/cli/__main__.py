@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "explain": "reading",
     "diff": "reading",
     "fsck": "fsck",
+    "layer": "layer",
     "doctor": "doctor",
     "bench": "bench",
     "completion": "completion",

@@ -18,6 +18,7 @@ from unionfs.options import OptionError
 _SECTIONS: Final = {
     "Mount": ("mount", "umount", "list"),
     "Look into a union, mounted or not": ("ls", "cat", "explain", "diff", "fsck"),
+    "Layers and images": ("layer",),
     "This machine": ("doctor", "bench", "completion"),
 }
 
