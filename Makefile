@@ -2,6 +2,8 @@
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
+# make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
+#                others' suites through a mount; see docs/testing.md
 # make clean     take away what these made
 #
 # Each sets up what it needs, the first time: system packages by apt, then .venv.
@@ -12,7 +14,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench sanitize clients clean
+.PHONY: demo test check-c bench sanitize pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -36,6 +38,12 @@ sanitize: $(VENV)/ready
 	cp -r tests $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
+
+pjdfstest: $(VENV)/ready
+	$(PYTHON) -m tests.suites $@ $(PJDFSTEST)
+
+fsx fsstress: $(VENV)/ready
+	$(PYTHON) -m tests.suites $@ $(XFSTESTS)
 
 # Only root can have the container clients, whose tests are skipped otherwise.
 clients:

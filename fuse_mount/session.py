@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from unionfs import mount_api
-from unionfs.mounting import check_target, unmount
+from unionfs.mounting import check_target, is_dead, unmount
 from unionfs.options import WITHOUT_EFFECT, Command, MountOptions, OptionError
 from unionfs.overlayfs import MountError
 from unionfs.stack import LayerStack
@@ -160,12 +160,9 @@ def _mount(
 
 def _clear(target: str) -> None:
     """Take down a mount whose process has died, and nothing else."""
-    try:
-        os.statvfs(target)  # never answered from the kernel's cache
-    except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            with suppress(MountError):  # another of our processes was faster
-                unmount(target, lazy=True)
+    if is_dead(target):
+        with suppress(MountError):  # another of our processes was faster
+            unmount(target, lazy=True)
 
 
 def _watch(target: str, streams: tuple[int, int, int]) -> None:

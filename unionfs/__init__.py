@@ -4,8 +4,9 @@ from unionfs.explain import Explanation, explain
 from unionfs.mounting import ActiveMount, Mount, list_mounts, mount, unmount
 from unionfs.options import MountOptions, OptionError
 from unionfs.overlayfs import MountError
-from unionfs.resolve import Node, Place
-from unionfs.stack import Layer, LayerStack, StackError
+from unionfs.place import Layer, Place
+from unionfs.resolve import Node
+from unionfs.stack import LayerStack, StackError
 from unionfs.system import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import DirEntry, UnionFS
 

@@ -20,7 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 from unionfs import markers, merge, system
 from unionfs.copyup import copy_up, mark_impure, writable
 from unionfs.inodes import file_id
-from unionfs.resolve import Node, Place, exists_below, join, lookup, lstat, lstat_or_none
+from unionfs.place import Place, join, lstat, lstat_or_none
+from unionfs.resolve import Node, exists_below, lookup
 from unionfs.stack import LayerStack
 
 _DEFAULT_ACL = "system.posix_acl_default"

@@ -18,8 +18,9 @@ from typing import Final
 
 from unionfs import markers, system
 from unionfs.inodes import file_id
-from unionfs.resolve import Node, Place, lstat
-from unionfs.stack import Layer, LayerStack
+from unionfs.place import Layer, Place, lstat
+from unionfs.resolve import Node
+from unionfs.stack import LayerStack
 
 # What an ordinary user may not copy; the kernel leaves it too where it is not permitted.
 _PRIVILEGED: Final = ("security.", "trusted.")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from unionfs import markers, system
-from unionfs.resolve import Node, Place, join, lookup, places, root, walk
-from unionfs.stack import Layer, LayerStack
+from unionfs.place import Layer, Place, join
+from unionfs.resolve import Node, lookup, places, root, walk
+from unionfs.stack import LayerStack
 
 Verdict = Literal[
     "answers", "merged", "covered", "whited out", "whiteout", "opaque", "redirected", "absent"

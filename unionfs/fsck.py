@@ -26,8 +26,9 @@ from typing import Final, Literal, final
 from unionfs import markers, resolve, system
 from unionfs.copyup import restore_times
 from unionfs.inodes import file_id
-from unionfs.resolve import Node, Place, join
-from unionfs.stack import Layer, LayerStack
+from unionfs.place import Layer, Place, join, lstat
+from unionfs.resolve import Node
+from unionfs.stack import LayerStack
 from unionfs.workdir import hold
 
 Kind = Literal[
@@ -248,7 +249,7 @@ class _Check:
     def _unlink(self, place: Place) -> None:
         """Remove a whiteout; the times of its directory, which the union shows, stay."""
         directory = place.path.rpartition("/")[0]
-        status = resolve.lstat(self._layer, directory)
+        status = lstat(self._layer, directory)
         os.unlink(place.path, dir_fd=self._layer.fd)
         restore_times(self._layer, directory, status)
 

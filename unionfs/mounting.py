@@ -98,6 +98,7 @@ class ActiveMount:
     type: the filesystem's type, which tells unionmount from fuse-overlayfs.
     lower, upper, work: as the mount was given them; empty and None where that is not known.
     options: those that say how the layers are read.
+    dead: whether it is a FUSE mount whose program has died; only unmounting it makes sense.
     """
 
     target: str
@@ -105,6 +106,7 @@ class ActiveMount:
     type: str
     source: str
     read_only: bool
+    dead: bool = False
     lower: tuple[str, ...] = ()
     upper: str | None = None
     work: str | None = None
@@ -163,7 +165,7 @@ def check_target(target: str | os.PathLike[str]) -> str:
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise MountError(error.errno, f"target: {error.strerror}", path) from None
-        message = f"target is a FUSE mount whose program died; run: umount -l {path}"
+        message = "target is a FUSE mount whose program died; unmount it first"
         raise MountError(errno.ENOTCONN, message, path) from None
     if not stat.S_ISDIR(mode):
         raise MountError(errno.ENOTDIR, "target is not a directory; name a directory", path)
@@ -222,8 +224,8 @@ def _python_path(home: str) -> Iterator[str]:
 def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
     """Take down the union at target, the topmost one where there are several.
 
-    lazy: take it out of sight at once, and down when nothing uses it any more. Otherwise the layers
-    are free for another mount when this returns.
+    lazy: take it out of sight at once, and down when nothing uses it any more; a dead mount always
+    goes so. Otherwise the layers are free for another mount when this returns.
 
     Raises MountError: EBUSY while it is in use, EINVAL where no union is mounted.
     """
@@ -231,22 +233,24 @@ def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
     backends = {active.backend for active in _table() if active.target == path}
     if not backends:
         raise MountError(errno.EINVAL, "no union is mounted there", path)
+    serving = []
+    if "fuse" in backends and not lazy:
+        serving = [pid for pid, where, _ in _fuse_commands() if where == path]
+        lazy = not serving and is_dead(path)
     with ExitStack() as held:
-        programs = [] if lazy or "fuse" not in backends else _programs_of(path, held)
+        programs = [] if os.getpid() in serving else list(_opened(serving, held))
         _take_down(path, backends, lazy)
         for program in programs:
             select.select([program], [], [], _PATIENCE)
 
 
-def _programs_of(target: str, held: ExitStack) -> list[int]:
-    """A descriptor of each process that serves the mount at target, unless it is this one."""
-    serving = [pid for pid, path, _ in _fuse_commands() if path == target]
-    opened: list[int] = []
-    for pid in serving if os.getpid() not in serving else []:
+def _opened(processes: list[int], held: ExitStack) -> Iterator[int]:
+    """A descriptor of each process that has not ended."""
+    for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            opened.append(os.pidfd_open(pid))
-            held.callback(os.close, opened[-1])
-    return opened
+            fd = os.pidfd_open(process)
+            held.callback(os.close, fd)
+            yield fd
 
 
 def _take_down(path: str, backends: set[Backend], lazy: bool) -> None:
@@ -285,9 +289,21 @@ def list_mounts() -> list[ActiveMount]:
         if active.backend == "fuse":
             if commands is None:
                 commands = {target: command for _, target, command in _fuse_commands()}
-            active = _with_layers(active, commands.get(active.target))
+            if active.target in commands:
+                active = _with_layers(active, commands[active.target])
+            else:
+                active = replace(active, dead=is_dead(active.target))
         mounts.append(active)
     return mounts
+
+
+def is_dead(target: str) -> bool:
+    """Whether what is mounted at target is a FUSE mount that no program answers for any more."""
+    try:
+        os.statvfs(target)  # never answered from the kernel's cache
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def _table() -> Iterator[ActiveMount]:
@@ -318,9 +334,7 @@ def _table() -> Iterator[ActiveMount]:
         )
 
 
-def _with_layers(active: ActiveMount, command: Command | None) -> ActiveMount:
-    if command is None:
-        return active
+def _with_layers(active: ActiveMount, command: Command) -> ActiveMount:
     parsed = command.parsed
     return replace(
         active,

@@ -23,7 +23,8 @@ from typing import Final
 from unionfs import mount_api
 from unionfs.markers import trusted_permitted
 from unionfs.options import OPTIONS, MountOptions, render
-from unionfs.stack import Layer, LayerStack
+from unionfs.place import Layer
+from unionfs.stack import LayerStack
 
 SOURCE: Final = "unionmount"
 """What mount(8) shows as the source of our mounts, unless the option fsname says otherwise."""

@@ -5,7 +5,8 @@ the name answers; directories of further layers merge into it until one is opaqu
 non-directory or a whiteout. A redirect mark makes the search go on under another name.
 
 Rules: Documentation/filesystems/overlayfs.rst; fs/overlayfs/namei.c. Cost of a lookup: an lstat(2)
-a layer that can hold the name; the marks of a directory that something may lie below.
+in upper and one in the layer that answers, and the marks of a directory in each layer that has it;
+the first one in a directory asks all of its layers (`lower`).
 """
 
 from __future__ import annotations
@@ -13,34 +14,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final
 
 from unionfs import markers, system
 from unionfs.inodes import FileId, file_id
-from unionfs.stack import Layer, LayerStack
+from unionfs.place import Place, lstat_or_none
+from unionfs.stack import LayerStack
 
 SYMLINKS_MAX: Final = 40
 """As many symlinks as the kernel follows in one path (MAXSYMLINKS)."""
 PATH_MAX: Final = 4095
 _NAME_MAX: Final = 255
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one layer holds something; the path is relative to the layer's root, "" that root."""
-
-    layer: Layer
-    path: str
-
-    def child(self, name: str) -> Place:
-        """The place of name in this directory."""
-        return Place(self.layer, join(self.path, name))
-
-    def status(self) -> os.stat_result:
-        """lstat(2) of it."""
-        return lstat(self.layer, self.path)
 
 
 class Node:
@@ -118,26 +104,6 @@ class Node:
         return "/".join(reversed(parts))
 
 
-def join(directory: str, name: str) -> str:
-    """The path of name in a directory, where "" is the root."""
-    return f"{directory}/{name}" if directory else name
-
-
-def lstat(layer: Layer, path: str) -> os.stat_result:
-    """lstat(2) of a path in a layer."""
-    if path:
-        return os.stat(path, dir_fd=layer.fd, follow_symlinks=False)
-    return os.stat(layer.fd)
-
-
-def lstat_or_none(layer: Layer, path: str) -> os.stat_result | None:
-    """lstat(2) of a path in a layer that may not hold it."""
-    try:
-        return lstat(layer, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def places(stack: LayerStack, node: Node) -> tuple[Place, ...]:
     """Where the layers hold a node, top first: the first one answers."""
     if node.upper and stack.upper:
@@ -168,8 +134,7 @@ def lookup(stack: LayerStack, parent: Node, name: str) -> Node | None:
     Raises PermissionError for a redirect that the stack's options forbid to follow, OSError EINVAL
     for a corrupt one, and what lstat(2) raises.
     """
-    candidates = [place.child(name) for place in places(stack, parent)]
-    found = _search(stack, candidates, name)
+    found = _search(stack, places(stack, parent), _holding(stack, parent, name), name)
     if not found:
         return None
     place, status = found.places[0], found.status
@@ -207,36 +172,72 @@ class _Found:
     marks: markers.Marks
 
 
-def _search(stack: LayerStack, candidates: list[Place], name: str) -> _Found | None:
-    """Ask the candidates, top first, which of them answer for a name."""
+_Holder = tuple[Place, int, os.stat_result | None]
+"""A layer's place that holds a name, its file type of S_IFMT, and its status if that was asked."""
+
+
+def _holding(stack: LayerStack, parent: Node, name: str) -> Iterator[_Holder]:
+    """The places that hold a name of a directory, top first, as far as nothing hides them."""
+    above: list[Place] = []
+    if parent.upper and stack.upper:
+        above.append(Place(stack.upper, parent.path))
+    held = stack.memory.for_lookup(parent, parent.lower) if parent.lower else {}
+    if held is None:
+        yield from _ask(stack, [*above, *parent.lower], name)
+        return
+    hidden = yield from _ask(stack, above, name)
+    if name in held and not hidden and not any(_hidden_by_aufs(each, name) for each in above):
+        kind, _, positions = held[name]
+        for position in positions:
+            yield parent.lower[position].child(name), kind << 12, None
+
+
+def _ask(
+    stack: LayerStack, directories: Sequence[Place], name: str
+) -> Generator[_Holder, None, bool]:
+    """The same, asked of each layer, and in the end whether the name is hidden further below.
+
+    directories: places, top first.
+    """
+    above: list[Place] = []
+    for directory in directories:
+        place = directory.child(name)
+        status = lstat_or_none(place.layer, place.path)
+        if status is not None:
+            if any(_hidden_by_aufs(each, name) for each in above):
+                return True
+            if markers.is_whiteout(stack.prefix, place.layer.fd, place.path, status):
+                return True
+            yield place, stat.S_IFMT(status.st_mode), status
+            above.clear()
+        above.append(directory)
+    return False
+
+
+def _search(
+    stack: LayerStack, directories: Sequence[Place], holding: Iterator[_Holder], name: str
+) -> _Found | None:
+    """Which of the places that hold a name answer for it; directories: where they were asked."""
     if name.startswith(markers.AUFS_PREFIX):
         return None
     answering: list[Place] = []
-    passed: list[Place] = []
     status: os.stat_result | None = None
     lower_file: FileId | None = None
     upper_marks = markers.Marks()
-    while candidates:
-        place = candidates.pop(0)
-        here = lstat_or_none(place.layer, place.path)
-        if here is None:
-            passed.append(place)
-            continue
-        if any(_hidden_by_aufs(above) for above in passed):
-            break
-        if markers.is_whiteout(stack.prefix, place.layer.fd, place.path, here):
-            break
-        if not stat.S_ISDIR(here.st_mode):
+    while held := next(holding, None):
+        place, kind, here = held
+        if kind != stat.S_IFDIR:
             if not answering:
-                _check_data(stack, place, here)
-                answering, status = [place], here
+                status = here or place.status()
+                _check_data(stack, place, status)
+                answering = [place]
             break
         answering.append(place)
-        passed.append(place)
-        status = status or here
+        if status is None:
+            status = here = here or place.status()
         if not place.layer.writable:
-            lower_file = lower_file or file_id(here)
-            if not candidates:
+            lower_file = lower_file or file_id(here or place.status())
+            if place.layer is stack.layers[-1]:
                 break
         marks = markers.of_directory(stack.prefix, place.layer.fd, place.path)
         if place.layer.writable:
@@ -244,7 +245,8 @@ def _search(stack: LayerStack, candidates: list[Place], name: str) -> _Found | N
         if marks.opaque:
             break
         if marks.redirect is not None:
-            candidates = _redirected(stack, place, candidates, marks.redirect)
+            directories, target = _redirected(stack, place, directories, marks.redirect)
+            holding = _ask(stack, directories, target)
     return _Found(tuple(answering), status, lower_file, upper_marks) if status else None
 
 
@@ -257,29 +259,32 @@ def _check_data(stack: LayerStack, place: Place, status: os.stat_result) -> None
         raise PermissionError(errno.EPERM, message, place.path)
 
 
-def _hidden_by_aufs(place: Place) -> bool:
-    directory, _, name = place.path.rpartition("/")
-    return markers.hidden_by_aufs(place.layer.fd, directory, name)
+def _hidden_by_aufs(directory: Place, name: str) -> bool:
+    return markers.hidden_by_aufs(directory.layer.fd, directory.path, name)
 
 
 def _redirected(
-    stack: LayerStack, place: Place, candidates: list[Place], target: str
-) -> list[Place]:
-    """Where the search goes on below place: a sibling's name, or a path from the root."""
+    stack: LayerStack, place: Place, directories: Sequence[Place], target: str
+) -> tuple[Sequence[Place], str]:
+    """Where the search goes on below place: in which directories, and for which name.
+
+    That is a sibling's, or a path from the root. directories: where place was found.
+    """
     if not stack.follows_redirects:
         message = "a redirect, which the options forbid to follow; mount with redirect_dir=follow"
         raise PermissionError(errno.EPERM, message, place.path)
     if not target.startswith("/"):
-        return [Place(c.layer, join(c.path.rpartition("/")[0], target)) for c in candidates]
-    below = [layer for layer in stack.lower if layer.index > place.layer.index]
+        return [each for each in directories if each.layer.index > place.layer.index], target
+    below: Sequence[Place] = [
+        Place(layer, "") for layer in stack.lower if layer.index > place.layer.index
+    ]
     *parents, name = target.strip("/").split("/")
-    directories = [Place(layer, "") for layer in below]
     for part in parents:
-        found = _search(stack, [directory.child(part) for directory in directories], part)
+        found = _search(stack, below, _ask(stack, below, part), part)
         if not found or not stat.S_ISDIR(found.status.st_mode):
-            return []
-        directories = list(found.places)
-    return [directory.child(name) for directory in directories]
+            return [], name
+        below = found.places
+    return below, name
 
 
 def exists_below(stack: LayerStack, parent: Node, name: str) -> bool:
@@ -287,7 +292,10 @@ def exists_below(stack: LayerStack, parent: Node, name: str) -> bool:
 
     Then only a whiteout hides it (ovl_lower_positive, fs/overlayfs/dir.c).
     """
-    return _search(stack, [place.child(name) for place in parent.lower], name) is not None
+    held = stack.memory.for_lookup(parent, parent.lower) if parent.lower else {}
+    if held is not None:
+        return name in held
+    return next(_ask(stack, parent.lower, name), None) is not None
 
 
 def walk(

@@ -11,13 +11,14 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, final
 
 from unionfs import markers, system
 from unionfs.inodes import Numbers
+from unionfs.lower import Memory
 from unionfs.options import MountOptions
+from unionfs.place import Layer
 from unionfs.workdir import MEMBERS, WorkDir
 
 LAYERS_MAX: Final = 500
@@ -26,24 +27,6 @@ LAYERS_MAX: Final = 500
 
 class StackError(OSError):
     """A stack that cannot be used; the message names the path and what to do."""
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """One directory of the stack, held open.
-
-    path: absolute path of the layer's root, symlinks resolved. fd: the root, by O_PATH; where this
-        process may, a lower one through a read-only mount, so that nothing can change it.
-    index: its position, as the kernel counts: the upper is 0, the lower layers follow from 1.
-    device: the st_dev of its files. writable: True for the upper layer alone.
-    """
-
-    path: str
-    fd: int
-    index: int
-    device: int
-    writable: bool
 
 
 @final
@@ -61,7 +44,8 @@ class LayerStack:
         is copied up whole instead, where the options leave that open. With neither it cannot be
         renamed (EXDEV). follows_redirects: whether redirects on disk are followed
         (`redirect_dir` in overlayfs.rst).
-    numbers: the inode numbers of the union. lock: held by whoever reads or changes the union.
+    numbers: the inode numbers of the union. memory: what directories of the lower layers hold.
+    lock: held by whoever reads or changes the union.
 
     A context manager: `close` lets go of the layers. Its methods may be called from any thread.
 
@@ -94,6 +78,7 @@ class LayerStack:
         self.follows_redirects = decided.redirect_dir in ("on", "follow") or (
             options.redirect_dir in (None, "off") and not decided.userxattr
         )
+        self.memory = Memory(self.prefix)
         self.lock = threading.RLock()
         self.upper: Layer | None = None
         self.work: str | None = None

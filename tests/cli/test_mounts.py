@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -108,6 +109,42 @@ def test_one_failure_does_not_keep_the_others_mounted(call: Call, folder: Path) 
     output(call("mount", *WRITABLE, "target"))
     assert "no union is mounted there" in complaint(call("umount", "target2", "target"))
     assert not os.path.ismount(folder / "target")
+
+
+def test_a_mount_whose_program_was_killed(call: Call, folder: Path) -> None:
+    """The list says so, nothing is mounted over it, and it is taken down though it is in use."""
+    command = [*COMMAND, "-f", "-o", "lowerdir=app:base,upperdir=upper,workdir=work", "target"]
+    with subprocess.Popen(command, cwd=folder) as program:
+        _await_mount(folder / "target")
+        with open(folder / "target/etc/motd", "w") as file:
+            file.write("written")
+            file.flush()
+            program.kill()
+            program.wait()
+            with pytest.raises(OSError, match="not connected"):
+                os.stat(folder / "target/etc")
+            assert f"{folder}/target  fuse     dead" in output(call("list"))
+            listed = json.loads(output(call("list", "--json")))
+            assert [it["dead"] for it in listed if it["target"] == f"{folder}/target"] == [True]
+            assert "unmount it first" in complaint(call("mount", *WRITABLE, "target"))
+            assert output(call("umount", "target")) == ""
+            with pytest.raises(OSError, match="not connected"):
+                os.fsync(file.fileno())
+            with pytest.raises(OSError, match="not connected"):
+                file.close()
+    assert not os.path.ismount(folder / "target")
+    output(call("mount", *WRITABLE, "target"))
+    assert (folder / "target/etc/motd").exists()
+
+
+def _await_mount(target: Path) -> None:
+    """Until something is mounted: the kernel tells of every change of the table."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+        changes = select.poll()
+        changes.register(table, select.POLLPRI)
+        while f" {target} " not in table.read():
+            assert changes.poll(30_000), "it does not come up"
+            table.seek(0)
 
 
 def test_the_list_shows_others_only_when_asked(call: Call, folder: Path) -> None:

@@ -271,6 +271,14 @@ class Layers:
             if not stat.S_ISCHR(entry.stat(follow_symlinks=False).st_mode)
         ]
 
+    def complaints(self) -> list[str]:
+        """Lines of a FUSE mount's log that no good run writes."""
+        if not self.log.exists():
+            return []
+        bad = ("Traceback", "WARNING", "ERROR", "CRITICAL")
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if any(word in line for word in bad)]
+
 
 def _unmount(target: str) -> None:
     """Detach what is mounted at target, even when a mount is dead or busy."""

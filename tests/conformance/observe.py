@@ -95,7 +95,7 @@ def observe(
         by_name=seen,
         layers=places,
         leftovers=[name for layers in places.values() for name in layers.leftovers()],
-        complaints=[line for layers in places.values() for line in _complaints(layers)],
+        complaints=[line for layers in places.values() for line in layers.complaints()],
     )
 
 
@@ -113,12 +113,3 @@ def _play(opener: Opener, layers: Layers, scenarios: Sequence[Scenario]) -> dict
             merged = _shown(door, scenario)
             seen[scenario.name] = Observation(outcomes, merged, snapshot(disk, _top(scenario)))
     return seen
-
-
-def _complaints(layers: Layers) -> list[str]:
-    """Lines of a mount's log that no good run writes."""
-    if not layers.log.exists():
-        return []
-    bad = ("Traceback", "WARNING", "ERROR", "CRITICAL")
-    lines = layers.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if any(word in line for word in bad)]

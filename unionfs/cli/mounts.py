@@ -130,7 +130,7 @@ def list_command(everyones: bool, as_json: bool) -> None:
         [
             (active.target, "bold"),
             (active.backend, "green"),
-            ("ro" if active.read_only else "rw", ""),
+            ("dead", "red") if active.dead else ("ro" if active.read_only else "rw", ""),
             (str(len(active.lower)) if active.lower else "?", ""),
             (active.upper or "", ""),
         ]

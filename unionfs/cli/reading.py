@@ -25,7 +25,8 @@ from unionfs.cli.output import (
 )
 from unionfs.explain import Explanation, LayerView, explain
 from unionfs.layers import Change, changes
-from unionfs.resolve import Place, resolve, top
+from unionfs.place import Place
+from unionfs.resolve import resolve, top
 from unionfs.union import UnionFS
 
 _STYLES: Final = {

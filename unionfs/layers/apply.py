@@ -24,6 +24,7 @@ from unionfs.layers.tar import Archive, Entry
 from unionfs.layers.unpack import Rights, Unpacker, named, remove_tree
 from unionfs.layers.write import entry_of
 from unionfs.options import MountOptions
+from unionfs.place import join
 from unionfs.stack import LayerStack
 
 _META: Final = ".wh..wh."
@@ -243,7 +244,7 @@ class _Removal:
             path = pending.pop()
             fd, _, name = self._unpacker.parent(path)
             for child, kind, _ in system.list_dir(fd, name):
-                place = resolve.join(path, child)
+                place = join(path, child)
                 if place not in self._made:
                     self._unpacker.remove(place)
                 elif kind << 12 == stat.S_IFDIR:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal, cast, final
 
 from unionfs import markers, merge, resolve, system, xattrs
-from unionfs.resolve import Node, Place, lookup, places
+from unionfs.place import Place, join
+from unionfs.resolve import Node, lookup, places
 from unionfs.stack import LayerStack
 
 Kind = Literal["added", "modified", "deleted"]
@@ -82,7 +83,7 @@ def differences(stack: LayerStack) -> Iterator[tuple[Change, Node | None, Node |
         before = old if old is not None and old.is_dir else None
         pending += [
             (
-                resolve.join(path, name),
+                join(path, name),
                 new,
                 lookup(stack, new, name),
                 lookup(stack, before, name) if before else None,

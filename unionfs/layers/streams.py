@@ -55,8 +55,6 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 MAGIC_SIZE: Final = len(_ZSTD)
 """Bytes from the beginning of a blob that tell its compression."""
 
-_STOPS: Final = 0.05  # seconds until a look whether the thread has ended
-
 
 class LayerError(OSError):
     """A layer that cannot be made or applied; `filename` names the entry, where it is about one."""
@@ -218,7 +216,9 @@ class Reader:
     """
 
     def __init__(self, blob: BinaryIO, limit: int) -> None:
-        begin = blob.read(MAGIC_SIZE)
+        begin = b""
+        while len(begin) < MAGIC_SIZE and (more := blob.read(MAGIC_SIZE - len(begin))):
+            begin += more
         self._blob = _Hashed(blob, begin)
         self._limit = limit
         self._tar = hashlib.sha256()
@@ -325,6 +325,7 @@ class Reader:
         traceback: TracebackType | None,
     ) -> None:
         self._closed = True
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._blocks.get(timeout=_STOPS)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._blocks.get_nowait()
+        self._thread.join()  # it finds room for the block at hand, then sees that it is over

@@ -53,6 +53,9 @@ _OCTAL_MAX: Final = {8: 0o7777777, 12: 0o77777777777}
 _EXTENSION_MAX: Final = 1 << 20
 """Bytes of the longest extension that is read, as in Go's archive/tar."""
 _NS: Final = 10**9
+_SIZE_MAX: Final = (1 << 63) - 1
+_TIME_MAX: Final = 1 << 55  # seconds
+_NO_ID: Final = (1 << 32) - 1  # chown(2): leave it
 
 Piece = tuple[int, int]
 """Where a piece of a sparse file begins, and how many bytes it has."""
@@ -308,17 +311,19 @@ class Archive:
             size = int(pax.get("GNU.sparse.realsize", pax.get("GNU.sparse.size", b"0")))
         if sparse is not None:
             _check_sparse(sparse, size, stored)
+        if size > _SIZE_MAX:
+            raise ValueError("a size that no file has")
         target = _name(pax, "linkpath")
         return Entry(
             name,
             kind,
             _number(fields[1]) & 0o7777,
-            _integer(pax, "uid", fields[2]),
-            _integer(pax, "gid", fields[3]),
-            _nanoseconds(pax["mtime"]) if "mtime" in pax else _number(fields[5]) * _NS,
+            _id(pax, "uid", fields[2]),
+            _id(pax, "gid", fields[3]),
+            _time(pax, fields[5]),
             size,
             os.fsdecode(_text(fields[8])) if target is None else target,
-            os.makedev(_number(fields[12]), _number(fields[13])) if fields[7] in b"34" else 0,
+            _device(fields) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
             {key.removeprefix(XATTR): value for key, value in pax.items() if key.startswith(XATTR)}
             if pax
             else {},
@@ -401,7 +406,13 @@ def _pax(data: bytes) -> tuple[dict[str, bytes], list[str]]:
             length = 0
         record = data[space + 1 : start + length]
         key, equals, value = record.partition(b"=")
-        if space < 0 or not equals or not record.endswith(b"\n") or start + length > len(data):
+        if (
+            space < 0
+            or not equals
+            or b"\0" in key
+            or not record.endswith(b"\n")
+            or start + length > len(data)
+        ):
             raise LayerError(
                 errno.EINVAL, "a corrupt extended header follows it; fetch the blob again"
             )
@@ -443,8 +454,25 @@ def _integer(pax: dict[str, bytes], key: str, field: bytes) -> int:
     return value
 
 
-def _nanoseconds(text: bytes) -> int:
-    """A time in decimal seconds; more than nine decimals are cut off."""
-    whole, _, rest = text.decode("ascii").partition(".")
+def _id(pax: dict[str, bytes], key: str, field: bytes) -> int:
+    value = _integer(pax, key, field)
+    if value >= _NO_ID:
+        raise ValueError(f"a {key} that nobody has")
+    return value
+
+
+def _device(fields: tuple[bytes, ...]) -> int:
+    try:
+        return os.makedev(_number(fields[12]), _number(fields[13]))
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time(pax: dict[str, bytes], field: bytes) -> int:
+    """A time in nanoseconds; more than nine decimals are cut off."""
+    whole, _, rest = pax["mtime"].decode("ascii").partition(".") if "mtime" in pax else ("", "", "")
+    seconds = int(whole) if "mtime" in pax else _number(field)
+    if abs(seconds) > _TIME_MAX:
+        raise ValueError("a time that no file has")
     nanoseconds = int(rest[:9].ljust(9, "0")) if rest else 0
-    return int(whole) * _NS + (-nanoseconds if whole.startswith("-") else nanoseconds)
+    return seconds * _NS + (-nanoseconds if whole.startswith("-") else nanoseconds)

@@ -13,6 +13,7 @@ Cost: seven system calls a file, and an open of its directory where that was not
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -25,9 +26,11 @@ from typing import Final, final
 from unionfs import copyup, markers, system
 from unionfs.layers.streams import LayerError
 from unionfs.layers.tar import HARD_LINK, Entry
+from unionfs.place import join
 from unionfs.resolve import SYMLINKS_MAX
 
 _DIRECTORIES_OPEN: Final = 64
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _PAGE: Final = 4096
 _ZEROS: Final = bytes(_PAGE)
 NOT_SHIPPED: Final = ("trusted.", "security.selinux", *markers.PREFIXES)
@@ -49,13 +52,13 @@ class Rights:
     ignore_chown_errors: bool = False
 
 
-def cleaned(name: str) -> str:
+def cleaned(name: str, what: str = "name") -> str:
     """An archive's name as a path from the root, "" for that. Raises LayerError where it climbs."""
     path = posixpath.normpath(name.lstrip("/"))
     if path == ".":
         return ""
     if path == ".." or path.startswith("../"):
-        raise LayerError(errno.EINVAL, "the name climbs out of the layer; do not trust it", name)
+        raise LayerError(errno.EINVAL, f"the {what} climbs out of the layer; do not trust it")
     return path
 
 
@@ -108,17 +111,25 @@ class Unpacker:
         return fd, directory, name
 
     def _opened(self, directory: str) -> int:
-        return system.open_beneath(self._root, directory, os.O_PATH | os.O_DIRECTORY)
+        return system.open_beneath(self._root, directory, _DIRECTORY)
 
     def _made(self, directory: str) -> int:
-        """A directory, opened, after those that are missing of it and its parents were made."""
+        """A directory without symlinks in its path, opened; what is missing of it is made."""
+        fd = os.dup(self._root)
         try:
-            return self._opened(directory)
-        except FileNotFoundError:
-            fd, _, name = self.parent(directory)
-            os.mkdir(name, 0o700, dir_fd=fd)
-            self._directories[directory] = self._implicit(directory)
-            return self._opened(directory)
+            path = ""
+            for name in directory.split("/"):
+                path = join(path, name)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=fd)
+                    self._directories[path] = self._implicit(path)
+                below = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _resolved(self, path: str) -> str:
         """A path without symlinks, each followed as in a chroot. Its end may be missing."""
@@ -163,7 +174,7 @@ class Unpacker:
         if not path:
             return ""
         _, directory, base = self.parent(path)
-        return f"{directory}/{base}" if directory else base
+        return join(directory, base)
 
     def make(self, path: str, entry: Entry, data: Data) -> None:
         """Make an entry's file at a path that `place` gave, in place of what is there."""
@@ -197,10 +208,10 @@ class Unpacker:
 
     def _source(self, entry: Entry) -> str:
         """Where the file lies that a hard link names."""
-        path = cleaned(entry.target)
+        path = cleaned(entry.target, f"hard link's target {entry.target!r}")
         directory, _, name = path.rpartition("/")
         directory = self._resolved(directory)
-        return f"{directory}/{name}" if directory else name
+        return join(directory, name)
 
     def _make_file(self, fd: int, name: str, entry: Entry, data: Data, source: str | None) -> None:
         if source is not None:
@@ -240,7 +251,7 @@ class Unpacker:
             raise LayerError(error.errno or errno.EISDIR, message) from error
 
     def _make_regular(self, fd: int, name: str, entry: Entry, data: Data) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=fd)
         try:
             if entry.size:
@@ -327,7 +338,7 @@ def named(error: OSError, name: str) -> LayerError:
     """An error as one of the entry with that name."""
     if isinstance(error, LayerError) and error.filename is not None:
         return error
-    return LayerError(error.errno, error.strerror, name)
+    return LayerError(error.errno, error.strerror or str(error), name)
 
 
 def _fill(file: int, entry: Entry, data: Iterable[tuple[int, memoryview]]) -> None:
@@ -392,7 +403,7 @@ def remove_tree(fd: int, name: str) -> None:
 
 def _in_parent(fd: int, path: str, remove: Callable[..., None]) -> None:
     directory, _, name = path.rpartition("/")
-    parent = system.open_beneath(fd, directory, os.O_PATH | os.O_DIRECTORY)
+    parent = system.open_beneath(fd, directory, _DIRECTORY)
     try:
         remove(name, dir_fd=parent)
     finally:

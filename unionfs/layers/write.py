@@ -26,6 +26,7 @@ from unionfs.layers.changes import attributes, differences, opened
 from unionfs.layers.streams import MEDIA_TYPES, THREADS, Compression, LayerError, Writer
 from unionfs.layers.tar import END, HARD_LINK, Entry, encode, padding
 from unionfs.layers.unpack import NOT_SHIPPED
+from unionfs.place import join
 from unionfs.resolve import Node
 from unionfs.stack import LayerStack
 
@@ -103,7 +104,7 @@ def _entries(stack: LayerStack) -> Iterator[tuple[Entry, Node | None]]:
             yield entry, node
         elif change.kind != "added":
             directory_path, _, name = path.rpartition("/")
-            hidden = resolve.join(directory_path, markers.AUFS_PREFIX + name)
+            hidden = join(directory_path, markers.AUFS_PREFIX + name)
             yield Entry(hidden, stat.S_IFREG), None
 
 

@@ -15,6 +15,8 @@ from unionfs.store.leases import Lease, Leases
 from unionfs.store.names import Name, Names
 from unionfs.store.snapshots import Directories, Info, MountCall, Snapshots, Usage
 from unionfs.store.store import Store
+from unionfs.store.usage import Share, StoreUsage
+from unionfs.store.verify import Fault
 
 __all__ = [
     "AlreadyExists",
@@ -24,6 +26,7 @@ __all__ = [
     "Corrupt",
     "Directories",
     "FailedPrecondition",
+    "Fault",
     "Info",
     "InvalidArgument",
     "Layers",
@@ -33,9 +36,11 @@ __all__ = [
     "Name",
     "Names",
     "NotFound",
+    "Share",
     "Snapshots",
     "Store",
     "StoreError",
+    "StoreUsage",
     "Usage",
     "Writer",
 ]

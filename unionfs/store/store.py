@@ -7,6 +7,7 @@ disk; see `catalogue` for the order that keeps it so through any crash.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import final
 
@@ -21,6 +22,8 @@ from unionfs.store.layers import Layers
 from unionfs.store.leases import Leases
 from unionfs.store.names import Names
 from unionfs.store.snapshots import Snapshots
+from unionfs.store.usage import StoreUsage, usage
+from unionfs.store.verify import Fault, verify
 
 
 @final
@@ -78,6 +81,18 @@ class Store:
     def cleanup(self) -> None:
         """Remove the files that the catalogue does not name, which crashes leave behind."""
         sweep(self._folders, self._catalogue)
+
+    def verify(self, *, repair: bool = False) -> Iterator[Fault]:
+        """What on disk is not what the catalogue says, as it is found.
+
+        repair: forget damaged blobs, so that they can be pulled anew, and exchange damaged layers
+            for what their blobs hold; no container that uses such a layer may run meanwhile.
+        """
+        return verify(self._folders, self._catalogue, self.snapshots, self._prefix(), repair=repair)
+
+    def usage(self) -> StoreUsage:
+        """What takes the space: layers, images and containers, alone and together."""
+        return usage(self._catalogue, self.snapshots)
 
     def close(self) -> None:
         """Let go of the store; again does no harm."""

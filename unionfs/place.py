@@ -1,0 +1,62 @@
+"""Layers, and where one of them holds something."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One directory of the stack, held open.
+
+    path: absolute path of the layer's root, symlinks resolved. fd: the root, by O_PATH; where this
+        process may, a lower one through a read-only mount, so that nothing can change it.
+    index: its position, as the kernel counts: the upper is 0, the lower layers follow from 1.
+    device: the st_dev of its files. writable: True for the upper layer alone.
+    """
+
+    path: str
+    fd: int
+    index: int
+    device: int
+    writable: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one layer holds something; the path is relative to the layer's root, "" that root."""
+
+    layer: Layer
+    path: str
+
+    def child(self, name: str) -> Place:
+        """The place of name in this directory."""
+        return Place(self.layer, join(self.path, name))
+
+    def status(self) -> os.stat_result:
+        """lstat(2) of it."""
+        return lstat(self.layer, self.path)
+
+
+def join(directory: str, name: str) -> str:
+    """The path of name in a directory, where "" is the root."""
+    return f"{directory}/{name}" if directory else name
+
+
+def lstat(layer: Layer, path: str) -> os.stat_result:
+    """lstat(2) of a path in a layer."""
+    if path:
+        return os.stat(path, dir_fd=layer.fd, follow_symlinks=False)
+    return os.stat(layer.fd)
+
+
+def lstat_or_none(layer: Layer, path: str) -> os.stat_result | None:
+    """lstat(2) of a path in a layer that may not hold it."""
+    try:
+        return lstat(layer, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
