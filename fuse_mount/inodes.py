@@ -51,7 +51,7 @@ class Inode:
 
 @final
 class Inodes:
-    """All inodes by ID, by node, and by file of upper where that has several names."""
+    """All inodes by ID, by node, and by file where that has several names."""
 
     def __init__(self, root: Node) -> None:
         self._by_id: dict[int, Inode] = {}
@@ -73,7 +73,8 @@ class Inodes:
 
     def child(self, parent: Inode, name: str, node: Node, status: os.stat_result) -> Inode:
         """The inode of a node just found or made at a name. status: that of its file."""
-        inode = self._linked.get(file_id(status)) if self._is_linked(node, status) else None
+        file = self._linked_file(node, status)
+        inode = None if file is None else self._linked.get(file)
         if inode is None:
             inode = self._add(node)
             self.link(inode, status)
@@ -84,12 +85,17 @@ class Inodes:
 
     def link(self, inode: Inode, status: os.stat_result) -> None:
         """Note that other names of a file may be names of this inode."""
-        if self._is_linked(inode.node, status):
-            self._linked[file_id(status)] = inode
+        file = self._linked_file(inode.node, status)
+        if file is not None:
+            self._linked[file] = inode
 
     @staticmethod
-    def _is_linked(node: Node, status: os.stat_result) -> bool:
-        return node.upper and not node.is_dir and status.st_nlink > 1
+    def _linked_file(node: Node, status: os.stat_result) -> FileId | None:
+        """The file that other names may be names of too; None where there are none."""
+        if node.index is not None:
+            return node.file
+        linked = node.upper and not node.is_dir and status.st_nlink > 1
+        return file_id(status) if linked else None
 
     def above(self, inode: Inode) -> Iterator[Inode]:
         """The inodes of the directories that it lies in, nearest first."""

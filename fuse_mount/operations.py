@@ -36,7 +36,7 @@ from pyfuse3 import (
 
 from fuse_mount import owners
 from fuse_mount.inodes import File, Inode, Inodes
-from unionfs import changes, copyup, markers, merge, resolve, system, xattrs
+from unionfs import changes, copyup, index, markers, merge, resolve, system, xattrs
 from unionfs.stack import LayerStack
 
 _P = ParamSpec("_P")
@@ -138,11 +138,12 @@ class Operations(pyfuse3.Operations):
     def _status(self, inode: Inode) -> os.stat_result:
         """The status of a node's file; of a removed one that of an open file, or the last known."""
         node = inode.node
-        if node.names or node.is_root:
+        named = node.names or node.is_root
+        if named or node.index is not None:  # which has names that nobody looked up, it may be
             try:
                 return resolve.top(self._stack, node).status()
             except FileNotFoundError:
-                if not inode.files:
+                if named and not inode.files:
                     raise
         if inode.files:
             return os.fstat(inode.files[0].fd)
@@ -174,6 +175,8 @@ class Operations(pyfuse3.Operations):
         node = inode.node
         if node.is_merged or (node.is_dir and self._stack.options.static_nlink):
             return 1
+        if node.upper and node.index is not None:
+            return index.links(self._stack, node.index, status)
         return status.st_nlink
 
     def _told(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
@@ -249,9 +252,9 @@ class Operations(pyfuse3.Operations):
 
     async def _copy_up(self, inode: Inode, size: int | None = None) -> None:
         """Make upper hold a node; other requests go on while much data is copied."""
-        if inode.node.upper:
-            return
         copyup.writable(self._stack)
+        if copyup.is_in_upper(self._stack, inode.node):
+            return
         lock = self._copying.setdefault(inode, trio.Lock())
         try:
             async with lock:
@@ -263,6 +266,8 @@ class Operations(pyfuse3.Operations):
     async def _copy_up_locked(self, inode: Inode, size: int | None) -> None:
         node = inode.node
         if node.upper:
+            with self._following(inode):
+                copyup.copy_up(self._stack, node)
             return
         source = node.lower[0]
         with self._following(inode):
@@ -408,7 +413,8 @@ class Operations(pyfuse3.Operations):
         parent.children.pop(name, None)
         if not inode.node.names:
             fields = {key: getattr(status, key) for key in dir(status) if key.startswith("st_")}
-            links = 0 if inode.node.is_dir else status.st_nlink - 1
+            last = inode.node.is_dir or inode.node.index is not None
+            links = 0 if last else status.st_nlink - 1
             inode.last = os.stat_result([*status[:3], links, *status[4:10]], fields)
         if not inode.lookups:
             self._inodes.forget(inode, 0)

@@ -384,8 +384,8 @@ def file_handle(dir_fd: int, path: str) -> tuple[int, bytes] | None:
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
 
 
-def stat_handle(root_fd: int, kind: int, handle: bytes) -> tuple[int, int]:
-    """st_dev and st_ino of what `file_handle` gave a handle of, on the filesystem of `root_fd`.
+def stat_handle(root_fd: int, kind: int, handle: bytes) -> os.stat_result:
+    """The status of what `file_handle` gave a handle of, on the filesystem of `root_fd`.
 
     ESTALE where it is gone, EPERM without CAP_DAC_READ_SEARCH.
     """
@@ -398,10 +398,9 @@ def stat_handle(root_fd: int, kind: int, handle: bytes) -> tuple[int, int]:
     finally:
         os.close(mount_fd)
     try:
-        status = os.fstat(fd)
+        return os.fstat(fd)
     finally:
         os.close(fd)
-    return status.st_dev, status.st_ino
 
 
 def filesystem_uuid(root_fd: int) -> bytes | None:

@@ -17,11 +17,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from unionfs import markers, merge, system
-from unionfs.copyup import copy_up, mark_impure, writable
+from unionfs import index, markers, merge, system
+from unionfs.copyup import Name, copy_up, mark_impure, writable
 from unionfs.inodes import file_id
 from unionfs.place import Place, join, lstat, lstat_or_none
-from unionfs.resolve import Node, exists_below, lookup
+from unionfs.resolve import Node, exists_below, lookup, top
 from unionfs.stack import LayerStack
 
 _DEFAULT_ACL = "system.posix_acl_default"
@@ -95,16 +95,24 @@ def symlink(
 
 def link(stack: LayerStack, node: Node, parent: Node, name: str) -> None:
     """Give a file, which is no directory, one name more."""
-    upper = writable(stack)
+    writable(stack)
     _check_name(name)
     copy_up(stack, node)
     _copy_up_directory(stack, parent)
     if node.origin:
         mark_impure(stack, parent)
-    source = node.path
+    if node.index is not None:
+        index.keep_links(stack, node.index)
+    source = top(stack, node)
 
     def make(dir_fd: int, path: str) -> None:
-        os.link(source, path, src_dir_fd=upper.fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        os.link(
+            source.path,
+            path,
+            src_dir_fd=source.layer.fd,
+            dst_dir_fd=dir_fd,
+            follow_symlinks=False,
+        )
 
     _make(stack, parent, name, make, nullcontext())
     node.names.append((parent, name))
@@ -216,13 +224,30 @@ def _remove(stack: LayerStack, parent: Node, name: str, node: Node) -> None:
     upper = writable(stack)
     _copy_up_directory(stack, parent)
     path = join(parent.path, name)
-    if not node.upper or exists_below(stack, parent, name):
-        _cover(stack, parent, name, node)
-    elif node.is_dir:
-        _remove_directory(stack, path)
-    else:
-        os.unlink(path, dir_fd=upper.fd)
+    with _losing(stack, node, (parent, name)):
+        if not node.upper or exists_below(stack, parent, name):
+            _cover(stack, parent, name, node)
+        elif node.is_dir:
+            _remove_directory(stack, path)
+        else:
+            os.unlink(path, dir_fd=upper.fd)
     node.names.remove((parent, name))
+
+
+@contextlib.contextmanager
+def _losing(stack: LayerStack, node: Node | None, at: Name) -> Iterator[None]:
+    """Take a name away in the block: a file of the index shows one less then.
+
+    How many it shows is kept with its copy, so it is copied up if need be (ovl_nlink_start).
+    """
+    if node is None or node.index is None:
+        yield
+        return
+    copy_up(stack, node, at=at)
+    links = index.keep_links(stack, node.index)
+    yield
+    if links == 1:
+        index.drop(stack, node.index)
 
 
 def _remove_directory(stack: LayerStack, path: str) -> None:
@@ -273,18 +298,18 @@ def rename(
     upper = writable(stack)
     exchange = bool(flags & system.RENAME_EXCHANGE)
     _check_name(new_name)
+    if new is not None and _same_file(stack, old, new):
+        return
     _make_movable(stack, old)
     if new is not None and exchange:
         _make_movable(stack, new)
     elif new is not None and new.is_dir:
         _check_empty(stack, new)
-    copy_up(stack, old)
+    copy_up(stack, old, at=(old_parent, old_name))
     _copy_up_directory(stack, old_parent)
     _copy_up_directory(stack, new_parent)
     if new is not None and exchange:
-        copy_up(stack, new)
-    if new is not None and _same_file(stack, old_parent, old_name, new_parent, new_name):
-        return
+        copy_up(stack, new, at=(new_parent, new_name))
     same_directory = old_parent is new_parent
     if not same_directory and (old.origin or old.lower):
         mark_impure(stack, new_parent)
@@ -297,7 +322,8 @@ def rename(
     if exchange:
         system.rename(upper.fd, old_path, upper.fd, new_path, system.RENAME_EXCHANGE)
     else:
-        _replace(stack, old_parent, old_name, old, new_path)
+        with _losing(stack, new, (new_parent, new_name)):
+            _replace(stack, old_parent, old_name, old, new_path)
     old.names.remove((old_parent, old_name))
     old.names.append((new_parent, new_name))
     if new is not None:
@@ -306,14 +332,13 @@ def rename(
             new.names.append((old_parent, old_name))
 
 
-def _same_file(
-    stack: LayerStack, old_parent: Node, old_name: str, new_parent: Node, new_name: str
-) -> bool:
-    """Whether both names are links of one file of upper: rename(2) does nothing then."""
-    upper = writable(stack)
-    old = lstat(upper, join(old_parent.path, old_name))
-    new = lstat_or_none(upper, join(new_parent.path, new_name))
-    return new is not None and file_id(old) == file_id(new)
+def _same_file(stack: LayerStack, old: Node, new: Node) -> bool:
+    """Whether both are names of one file: rename(2) does nothing then."""
+    if old.index is not None or new.index is not None:
+        return old.index == new.index
+    if not (old.upper and new.upper):
+        return False  # names of one lower file are copied up apart
+    return file_id(top(stack, old).status()) == file_id(top(stack, new).status())
 
 
 def _make_movable(stack: LayerStack, node: Node) -> None:
@@ -434,29 +459,32 @@ def _empty(stack: LayerStack, path: str) -> None:
 
 def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     """Set the permission bits; EOPNOTSUPP for a symlink."""
-    upper = writable(stack)
+    writable(stack)
     if node.kind == stat.S_IFLNK:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.path)
     copy_up(stack, node)
-    os.chmod(node.path or ".", mode & 0o7777, dir_fd=upper.fd)
+    place = top(stack, node)
+    os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
 
 
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     """Set owner and group; -1 keeps one."""
-    upper = writable(stack)
+    writable(stack)
     copy_up(stack, node)
-    os.chown(node.path or ".", uid, gid, dir_fd=upper.fd, follow_symlinks=False)
+    place = top(stack, node)
+    os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
 
 
 def utime(stack: LayerStack, node: Node, ns: tuple[int, int] | None) -> None:
     """Set access and modification time, in nanoseconds; None is now."""
-    upper = writable(stack)
+    writable(stack)
     copy_up(stack, node)
-    path = node.path or "."
+    place = top(stack, node)
+    path, fd = place.path or ".", place.layer.fd
     if ns is None:
-        os.utime(path, dir_fd=upper.fd, follow_symlinks=False)
+        os.utime(path, dir_fd=fd, follow_symlinks=False)
     else:
-        os.utime(path, ns=ns, dir_fd=upper.fd, follow_symlinks=False)
+        os.utime(path, ns=ns, dir_fd=fd, follow_symlinks=False)
 
 
 def truncate(stack: LayerStack, node: Node, length: int) -> None:
@@ -464,14 +492,15 @@ def truncate(stack: LayerStack, node: Node, length: int) -> None:
 
     Raises OSError: EINVAL for a negative length, EISDIR, EFBIG, …
     """
-    upper = writable(stack)
+    writable(stack)
     if length < 0:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), node.path)
     if node.kind != stat.S_IFREG:
         number = errno.EISDIR if node.is_dir else errno.EINVAL
         raise OSError(number, os.strerror(number), node.path)
     copy_up(stack, node, length)
-    fd = system.open_beneath(upper.fd, node.path, os.O_WRONLY | os.O_NONBLOCK)
+    place = top(stack, node)
+    fd = system.open_beneath(place.layer.fd, place.path, os.O_WRONLY | os.O_NONBLOCK)
     try:
         os.truncate(fd, length)
     finally:

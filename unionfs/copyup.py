@@ -16,9 +16,9 @@ import os
 import stat
 from typing import Final
 
-from unionfs import markers, system
+from unionfs import index, markers, system
 from unionfs.inodes import file_id
-from unionfs.place import Layer, Place, lstat
+from unionfs.place import Layer, Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node
 from unionfs.stack import LayerStack
 
@@ -26,25 +26,49 @@ from unionfs.stack import LayerStack
 _PRIVILEGED: Final = ("security.", "trusted.")
 
 
-def copy_up(stack: LayerStack, node: Node, size: int | None = None) -> None:
+Name = tuple[Node, str]
+"""A directory, and a name in it."""
+
+
+def copy_up(
+    stack: LayerStack, node: Node, size: int | None = None, *, at: Name | None = None
+) -> None:
     """Make upper hold a node and its parents; nothing is done where it does.
 
-    size: how many bytes of a regular file's data are wanted, None for all.
+    size: how many bytes of a regular file's data are wanted, None for all. at: the name of a file
+    with several that upper is to hold; None for any that is known.
 
     Raises OSError: EROFS without an upper, ENOSPC, EDQUOT, EIO, … Then nothing has changed.
     """
-    if node.upper:
+    if is_in_upper(stack, node, at):
         return
-    copy_up_parents(stack, node)
-    install(stack, node, build(stack, node.lower[0], size=size))
+    copy_up_parents(stack, node, at)
+    if not node.upper:
+        install(stack, node, build(stack, node.lower[0], size=size), at)
+    else:
+        _link_up(stack, node, at)
 
 
-def copy_up_parents(stack: LayerStack, node: Node) -> None:
+def is_in_upper(stack: LayerStack, node: Node, at: Name | None = None) -> bool:
+    """Whether upper holds a node, of one that the index has also a name. at: as for `copy_up`."""
+    if not node.upper or node.index is None:
+        return node.upper
+    return any(_holds(stack, parent, name) for parent, name in ([at] if at else node.names))
+
+
+def _holds(stack: LayerStack, parent: Node, name: str) -> bool:
+    upper = writable(stack)
+    return parent.upper and lstat_or_none(upper, join(parent.path, name)) is not None
+
+
+def copy_up_parents(stack: LayerStack, node: Node, at: Name | None = None) -> None:
     """Make upper hold the directories that a node lies in, and let it be written."""
     stack.claim()
     missing = []
-    while node.names and not (node := node.names[0][0]).upper:
-        missing.append(node)
+    above = at or next(iter(node.names), None)
+    while above and not above[0].upper:
+        missing.append(above[0])
+        above = next(iter(above[0].names), None)
     for directory in reversed(missing):
         install(stack, directory, build(stack, directory.lower[0]))
 
@@ -67,8 +91,9 @@ def build(stack: LayerStack, source: Place, size: int | None = None) -> str:
         else:
             os.mknod(draft, kind | 0o600, status.st_rdev, dir_fd=workdir.fd)
         copy_attributes(stack.prefix, source, status, workdir.fd, draft)
-        if kind == stat.S_IFDIR or status.st_nlink == 1:
-            mark = stack.numbers.origin_mark(source.layer.fd, source.path)
+        indexed = index.name_of(stack, source.layer.fd, source.path, status) is not None
+        if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
+            mark = stack.numbers.handle_mark(source.layer.fd, source.path)
             _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
         if kind == stat.S_IFREG and not stack.options.volatile:
             _sync(workdir.fd, draft)
@@ -150,8 +175,10 @@ def _mark(dir_fd: int, path: str, name: str, value: bytes) -> bool:
     return True
 
 
-def install(stack: LayerStack, node: Node, draft: str) -> None:
+def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -> None:
     """Show what `build` copied for a node, whose parents are in upper, in the lower file's place.
+
+    at: as for `copy_up`.
 
     Raises FileNotFoundError for a node that was removed meanwhile: no name can show it.
     """
@@ -162,14 +189,15 @@ def install(stack: LayerStack, node: Node, draft: str) -> None:
     except FileNotFoundError:
         workdir.discard(draft)
         raise
+    if node.index is not None:
+        _install_in_index(stack, node, draft)
+        _link_up(stack, node, at)
+        return
     parent = node.names[0][0]
     directory = lstat(upper, parent.path)
     mark_impure(stack, parent)
-    try:
+    with workdir.discarding(draft):
         workdir.move_in(draft, upper.fd, path, system.RENAME_NOREPLACE)
-    except BaseException:
-        workdir.discard(draft)
-        raise
     restore_times(upper, parent.path, directory)
     status = node.lower[0].status()
     node.upper = True
@@ -179,6 +207,39 @@ def install(stack: LayerStack, node: Node, draft: str) -> None:
         if not node.origin:
             # Its links below stay together without it, so it is a file of its own.
             node.file = file_id(lstat(upper, path))
+
+
+def _install_in_index(stack: LayerStack, node: Node, draft: str) -> None:
+    workdir = stack.claim()
+    assert node.index is not None and stack.index is not None
+    links = node.lower[0].status().st_nlink
+    with workdir.discarding(draft):
+        name = stack.prefix + markers.NLINK
+        _mark(workdir.fd, draft, name, index.links_mark(links, 1))
+        workdir.move_in(draft, stack.index.fd, node.index, system.RENAME_NOREPLACE)
+    node.upper, node.lower, node.origin = True, (), True
+
+
+def _link_up(stack: LayerStack, node: Node, at: Name | None) -> None:
+    """Make a name of a file of the index one in upper; the parent is there.
+
+    What tells how many names there are is true at every step (ovl_link_up).
+    """
+    upper = writable(stack)
+    parent, name = at or node.names[0]
+    assert node.index is not None and stack.index is not None
+    links = index.keep_links(stack, node.index, "L")
+    mark_impure(stack, parent)
+    directory = lstat(upper, parent.path)
+    os.link(
+        node.index,
+        join(parent.path, name),
+        src_dir_fd=stack.index.fd,
+        dst_dir_fd=upper.fd,
+        follow_symlinks=False,
+    )
+    restore_times(upper, parent.path, directory)
+    index.set_links(stack, node.index, links)
 
 
 def writable(stack: LayerStack) -> Layer:

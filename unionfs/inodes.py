@@ -26,8 +26,11 @@ _FB: Final = struct.Struct(
 )  # version, magic, length, flags, type, uuid of the filesystem
 _VERSION: Final = 0
 _MAGIC: Final = 0xFB
-_CPU_ENDIAN: Final = 0 if sys.byteorder == "little" else 1
+_BIG_ENDIAN: Final = 1
+_CPU_ENDIAN: Final = 0 if sys.byteorder == "little" else _BIG_ENDIAN
 _ANY_ENDIAN: Final = 2
+_OF_UPPER: Final = 4
+_FLAGS: Final = _BIG_ENDIAN | _ANY_ENDIAN | _OF_UPPER
 _NO_UUID: Final = bytes(16)
 
 FileId = tuple[int, int]
@@ -71,8 +74,28 @@ class Numbers:
             self._uuids[device] = system.filesystem_uuid(self._roots[device]) or _NO_UUID
         return self._uuids[device]
 
-    def origin_mark(self, layer_fd: int, path: str) -> bytes:
-        """The origin mark of a copy of the file at path: empty where that has no handle."""
+    def follows_handles(self, lower: Iterable[int]) -> bool:
+        """Whether every layer's files can be told and found by their handles, as the index needs.
+
+        lower: the st_dev of each lower layer. Not so without CAP_DAC_READ_SEARCH, on filesystems
+        without handles, or where two lower filesystems have one identity (ovl_lower_uuid_ok).
+        """
+        for root in self._roots.values():
+            handle = system.file_handle(root, "")
+            if handle is None:
+                return False
+            try:
+                system.stat_handle(root, *handle)
+            except OSError:
+                return False
+        devices = {*lower}
+        return len({self._uuid(device) for device in devices}) == len(devices)
+
+    def handle_mark(self, layer_fd: int, path: str, *, upper: bool = False) -> bytes:
+        """The mark that names the file at path, as its copy's origin: empty without a handle.
+
+        upper: whether it is upper's own file, which the mark says too.
+        """
         device = os.fstat(layer_fd).st_dev
         handle = system.file_handle(layer_fd, path)
         if handle is None or device not in self._roots:
@@ -81,9 +104,24 @@ class Numbers:
         length = _FB.size + len(data)
         if length > 0xFF or kind > 0xFF:
             return b""
-        return _FB.pack(_VERSION, _MAGIC, length, _CPU_ENDIAN, kind, self._uuid(device)) + data
+        flags = _CPU_ENDIAN | (_OF_UPPER if upper else 0)
+        return _FB.pack(_VERSION, _MAGIC, length, flags, kind, self._uuid(device)) + data
 
-    def origin(self, mark: bytes) -> FileId | None:
+    @staticmethod
+    def check_handle_mark(mark: bytes, path: str) -> None:
+        """OSError EINVAL where that is no mark of a handle, ENODATA for one of another machine.
+
+        Rule: ovl_check_fb_len (fs/overlayfs/namei.c).
+        """
+        remedy = "remove it, or mount with index=off"
+        if len(mark) < _FB.size or mark[1] != _MAGIC or len(mark) < mark[2]:
+            raise OSError(errno.EINVAL, f"is no index entry; {remedy}", path)
+        version, flags = mark[0], mark[3]
+        ours = flags & _ANY_ENDIAN or flags & _BIG_ENDIAN == _CPU_ENDIAN
+        if version > _VERSION or flags & ~_FLAGS or not ours:
+            raise OSError(errno.ENODATA, f"is an index entry of another machine; {remedy}", path)
+
+    def origin(self, mark: bytes) -> os.stat_result | None:
         """The lower file that an origin mark names; None where it is gone or cannot be told."""
         if len(mark) <= _FB.size:
             return None

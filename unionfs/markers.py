@@ -36,6 +36,8 @@ IMPURE: Final = "impure"
 ORIGIN: Final = "origin"
 WHITEOUT: Final = "whiteout"
 METACOPY: Final = "metacopy"
+NLINK: Final = "nlink"
+UPPER: Final = "upper"
 
 YES: Final = b"y"
 XWHITEOUTS: Final = b"x"

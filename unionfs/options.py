@@ -22,6 +22,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, final
 
 _T = TypeVar("_T")
@@ -134,11 +135,11 @@ class MountOptions:
         "Rename a lower directory by a redirect mark; with another word it stays (`EXDEV`). "
         "Not asked for: `on` with `trusted.` marks; with `user.` ones it is copied up whole.",
     )
-    index: bool = _option(
-        False,
+    index: bool | None = _option(
+        None,
         _ON_OFF,
-        "Keep hard links of lower files linked when they are copied up.",
-        fuse=False,
+        "Keep hard links of lower files linked when they are copied up. Not asked for: as the "
+        "kernel's overlay module has it. `off` where layers have no file handles.",
     )
     metacopy: bool = _option(
         False,
@@ -228,13 +229,16 @@ class MountOptions:
     debug: bool = _option(False, _FLAG, "Log every request; implies `-f`.", kernel=False)
 
     def decided(self, *, trusted: bool) -> MountOptions:
-        """With what depends on privilege settled: userxattr, and redirect_dir after it.
+        """With what depends on privilege and the kernel settled: userxattr, redirect_dir, index.
 
         trusted: whether `trusted.` attributes can be set where the upper layer lies.
         """
         userxattr = not trusted if self.userxattr is None else self.userxattr
         redirect_dir = self.redirect_dir or ("off" if userxattr else "on")
-        return dataclasses.replace(self, userxattr=userxattr, redirect_dir=redirect_dir)
+        index = _module_has("index") if self.index is None else self.index
+        return dataclasses.replace(
+            self, userxattr=userxattr, redirect_dir=redirect_dir, index=index
+        )
 
     def not_by(self, backend: Literal["overlayfs", "fuse"]) -> list[str]:
         """The names of options asked for that this backend cannot honour."""
@@ -456,6 +460,14 @@ def _asked_for(options: MountOptions) -> Iterator[tuple[str, Any]]:
         value = getattr(options, field.name)
         if value != field.default:
             yield field.name, value
+
+
+def _module_has(parameter: str) -> bool:
+    """Whether the kernel's overlay module has a feature on where no option asks for it."""
+    try:
+        return Path(f"/sys/module/overlay/parameters/{parameter}").read_text().strip() == "Y"
+    except OSError:
+        return False
 
 
 def _value(name: str, text: str | None) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from unionfs import markers, system
+from unionfs import index, markers, system
 from unionfs.inodes import FileId, file_id
 from unionfs.place import Place, lstat_or_none
 from unionfs.stack import LayerStack
@@ -41,12 +41,15 @@ class Node:
     file: the layer's file whose number it has, its origin.
     redirect, opaque, impure: the marks of its directory in upper.
     origin: whether its file in upper is a copy that tells where it came from.
+    index: the name in the index that its copy has or will have, for it has several names below;
+        where upper is true it answers there, and upper need not hold each of its names.
     """
 
     __slots__ = (
         "__weakref__",
         "file",
         "impure",
+        "index",
         "is_root",
         "kind",
         "lower",
@@ -67,6 +70,7 @@ class Node:
         lower: tuple[Place, ...] = (),
         marks: markers.Marks = markers.Marks(),  # noqa: B008 - frozen
         origin: bool = False,
+        index: str | None = None,
     ) -> None:
         self.is_root = not names
         self.names = names
@@ -78,6 +82,7 @@ class Node:
         self.opaque = marks.opaque
         self.impure = marks.impure
         self.origin = origin
+        self.index = index
 
     @property
     def is_dir(self) -> bool:
@@ -106,16 +111,19 @@ class Node:
 
 def places(stack: LayerStack, node: Node) -> tuple[Place, ...]:
     """Where the layers hold a node, top first: the first one answers."""
-    if node.upper and stack.upper:
-        return (Place(stack.upper, node.path), *node.lower)
-    return node.lower
+    return (_in_upper(stack, node), *node.lower) if node.upper else node.lower
 
 
 def top(stack: LayerStack, node: Node) -> Place:
     """The place that answers for a node."""
-    if node.upper and stack.upper:
-        return Place(stack.upper, node.path)
-    return node.lower[0]
+    return _in_upper(stack, node) if node.upper else node.lower[0]
+
+
+def _in_upper(stack: LayerStack, node: Node) -> Place:
+    if node.index is not None and stack.index is not None:
+        return Place(stack.index, node.index)
+    assert stack.upper is not None
+    return Place(stack.upper, node.path)
 
 
 def root(stack: LayerStack) -> Node:
@@ -128,8 +136,10 @@ def root(stack: LayerStack) -> Node:
     return Node([], stat.S_IFDIR, file, upper=stack.upper is not None, lower=lower, marks=marks)
 
 
-def lookup(stack: LayerStack, parent: Node, name: str) -> Node | None:
+def lookup(stack: LayerStack, parent: Node, name: str, *, indexed: bool = True) -> Node | None:
     """The node called name in the directory parent, or None where the union has none.
+
+    indexed: False to see the lower layers as they are without upper.
 
     Raises PermissionError for a redirect that the stack's options forbid to follow, OSError EINVAL
     for a corrupt one, and what lstat(2) raises.
@@ -145,21 +155,26 @@ def lookup(stack: LayerStack, parent: Node, name: str) -> Node | None:
         lower = found.places[1:] if upper else found.places
         file = found.lower_file or file_id(status)
         return Node(names, kind, file, upper=upper, lower=lower, marks=found.marks)
+    file = file_id(status)
     if not upper:
-        return Node(names, kind, file_id(status), upper=False, lower=(place,))
-    origin = None
-    if parent.lower or parent.impure:
-        origin = origin_of(stack, place, status)
-    return Node(names, kind, origin or file_id(status), upper=True, origin=origin is not None)
-
-
-def origin_of(stack: LayerStack, place: Place, status: os.stat_result) -> FileId | None:
-    """The lower file that the file at place was copied up from, by its mark."""
+        entry = index.name_of(stack, place.layer.fd, place.path, status) if indexed else None
+        copied = entry is not None and index.find(stack, entry, kind) is not None
+        lower = () if copied else (place,)
+        return Node(names, kind, file, upper=copied, lower=lower, origin=copied, index=entry)
+    if not (parent.lower or parent.impure):
+        return Node(names, kind, file, upper=True)
     mark = system.get_xattr(place.layer.fd, place.path, stack.prefix + markers.ORIGIN)
-    if not mark:
-        return None
-    file = stack.numbers.origin(mark)
-    return file if file != file_id(status) else None
+    origin = stack.numbers.origin(mark) if mark else None
+    if mark is None or origin is None or stat.S_IFMT(origin.st_mode) != kind:
+        return Node(names, kind, file, upper=True)
+    entry = mark.hex() if stack.indexes and origin.st_nlink > 1 else None
+    copy = index.find(stack, entry, kind) if entry is not None else None
+    if copy is None or file_id(copy) != file:
+        entry = None
+    # Links of a lower file may have been copied up one by one: each is a file of its own then.
+    if entry is not None or origin.st_nlink == 1:
+        file = file_id(origin)
+    return Node(names, kind, file, upper=True, origin=True, index=entry)
 
 
 @dataclass(slots=True)

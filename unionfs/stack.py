@@ -6,15 +6,16 @@ was checked. Cost: one descriptor a layer; nothing is read until a path is resol
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, final
 
-from unionfs import markers, system
+from unionfs import index, markers, system
 from unionfs.inodes import Numbers
 from unionfs.lower import Memory
 from unionfs.options import MountOptions
@@ -44,6 +45,9 @@ class LayerStack:
         is copied up whole instead, where the options leave that open. With neither it cannot be
         renamed (EXDEV). follows_redirects: whether redirects on disk are followed
         (`redirect_dir` in overlayfs.rst).
+    indexes: whether hard links of lower files stay linked (option `index`); as in the kernel, not
+        so where files cannot be found by their handles. index: the directory that is for that, as
+        a layer; None before the first claim made it.
     numbers: the inode numbers of the union. memory: what directories of the lower layers hold.
     lock: held by whoever reads or changes the union.
 
@@ -81,6 +85,7 @@ class LayerStack:
         self.memory = Memory(self.prefix)
         self.lock = threading.RLock()
         self.upper: Layer | None = None
+        self.index: Layer | None = None
         self.work: str | None = None
         self._workdir: WorkDir | None = None
         opened: list[Layer] = []
@@ -88,14 +93,22 @@ class LayerStack:
             if upper is not None and work is not None:
                 self.upper = _opened(upper, "upper", 0, opened)
                 self.work = _directory(work, "work")
-            for index, path in enumerate(lower, 1):
-                _opened(path, "lower", index, opened)
+            for number, path in enumerate(lower, 1):
+                _opened(path, "lower", number, opened)
             self.layers: tuple[Layer, ...] = tuple(opened)
             self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
             self.numbers = Numbers(layer.fd for layer in opened)
             self._check_writable()
+            self.indexes = bool(decided.index and self.upper) and self.numbers.follows_handles(
+                layer.device for layer in self.lower
+            )
+            if self.indexes and self.work is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    self._open_index(os.path.join(self.work, index.DIRECTORY))
+                with _as_stack_error():
+                    index.verify(self)
         except BaseException:
-            for layer in opened:
+            for layer in (*opened, *filter(None, [self.index])):
                 os.close(layer.fd)
             raise
 
@@ -117,17 +130,32 @@ class LayerStack:
     def claim(self) -> WorkDir:
         """The work directory, ours from now on until `release` or `close`.
 
-        Raises StackError: EROFS without an upper, EBUSY where another union uses it.
+        Raises StackError: EROFS without an upper, EBUSY where another union uses it, and what
+        `WorkDir` and `index.prepare` raise.
         """
         with self.lock:
             if self._workdir is None:
                 if self.upper is None or self.work is None:
                     raise StackError(errno.EROFS, os.strerror(errno.EROFS))
-                try:
-                    self._workdir = WorkDir(self.work, self.upper.path, self.prefix)
-                except OSError as error:
-                    raise StackError(error.errno, error.strerror, error.filename) from error
+                with _as_stack_error():
+                    workdir = WorkDir(self.work, self.upper.path, self.prefix)
+                    try:
+                        if self.indexes:
+                            self._prepare_index(workdir)
+                    except BaseException:
+                        workdir.close()
+                        raise
+                    self._workdir = workdir
             return self._workdir
+
+    def _prepare_index(self, workdir: WorkDir) -> None:
+        if self.index is None:
+            self._open_index(workdir.make(index.DIRECTORY))
+        index.prepare(self)
+
+    def _open_index(self, path: str) -> None:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.index = Layer(path, fd, 0, os.fstat(fd).st_dev, writable=True)
 
     def release(self) -> None:
         """Give up the claim: another process may write from now on."""
@@ -140,6 +168,9 @@ class LayerStack:
         """Let go of the layers; the stack is of no use afterwards."""
         self.release()
         layers, self.layers = self.layers, ()
+        if self.index is not None:
+            layers += (self.index,)
+            self.index = None
         for layer in layers:
             os.close(layer.fd)
 
@@ -153,6 +184,14 @@ class LayerStack:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _as_stack_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StackError(error.errno, error.strerror, error.filename) from error
 
 
 def _opened(path: str | os.PathLike[str], role: str, index: int, opened: list[Layer]) -> Layer:

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, final
 
-from unionfs import changes, copyup, merge, resolve, system, xattrs
+from unionfs import changes, copyup, index, merge, resolve, system, xattrs
 from unionfs.explain import Explanation, explain
 from unionfs.resolve import Node, walk
 from unionfs.stack import LayerStack
@@ -534,6 +534,8 @@ def renumbered(stack: LayerStack, node: Node, found: os.stat_result) -> os.stat_
     fields[2] = stack.numbers.device
     if node.is_merged:
         fields[3] = 1
+    elif node.index is not None and node.upper:
+        fields[3] = index.links(stack, node.index, found)
     precise = {
         name: getattr(found, name)
         for name in (

@@ -41,6 +41,7 @@ class WorkDir:
         no such attributes, and what making files in work raises.
         """
         self._names = itertools.count(1)
+        self._path = work
         self._held = contextlib.ExitStack()
         with contextlib.ExitStack() as held:
             hold(work, upper, held)
@@ -55,6 +56,13 @@ class WorkDir:
                 os.rmdir("work", dir_fd=parent)
                 raise
             self._held = held.pop_all()
+
+    def make(self, name: str) -> str:
+        """Make one of the MEMBERS, a directory, where it is missing; its path."""
+        path = os.path.join(self._path, name)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0)
+        return path
 
     def new_name(self) -> str:
         """A name in `work/` that nothing has yet."""
@@ -72,8 +80,14 @@ class WorkDir:
     def draft(self) -> Iterator[str]:
         """A new name; what has it when the block fails is discarded."""
         name = self.new_name()
-        try:
+        with self.discarding(name):
             yield name
+
+    @contextlib.contextmanager
+    def discarding(self, name: str) -> Iterator[None]:
+        """Discard what has a name when the block fails."""
+        try:
+            yield
         except BaseException:
             self.discard(name)
             raise

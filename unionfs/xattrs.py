@@ -12,7 +12,7 @@ import stat
 from typing import Final
 
 from unionfs import markers, system
-from unionfs.copyup import copy_up, writable
+from unionfs.copyup import copy_up, is_in_upper, writable
 from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
 
@@ -47,10 +47,12 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
 
     Raises OSError: EROFS, EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, …
     """
-    upper = writable(stack)
+    writable(stack)
     _check_kind(node, name)
     copy_up(stack, node)
-    system.set_xattr(upper.fd, node.path, markers.on_disk(stack.prefix, name), value, flags)
+    place = top(stack, node)
+    on_disk = markers.on_disk(stack.prefix, name)
+    system.set_xattr(place.layer.fd, place.path, on_disk, value, flags)
 
 
 def remove(stack: LayerStack, node: Node, name: str) -> None:
@@ -58,12 +60,13 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
 
     Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up.
     """
-    upper = writable(stack)
+    writable(stack)
     _check_kind(node, name)
-    if not node.upper:
+    if not is_in_upper(stack, node):
         get(stack, node, name)
         copy_up(stack, node)
-    system.remove_xattr(upper.fd, node.path, markers.on_disk(stack.prefix, name))
+    place = top(stack, node)
+    system.remove_xattr(place.layer.fd, place.path, markers.on_disk(stack.prefix, name))
 
 
 def _check_kind(node: Node, name: str) -> None:

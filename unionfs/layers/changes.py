@@ -86,7 +86,7 @@ def differences(stack: LayerStack) -> Iterator[tuple[Change, Node | None, Node |
                 join(path, name),
                 new,
                 lookup(stack, new, name),
-                lookup(stack, before, name) if before else None,
+                lookup(stack, before, name, indexed=False) if before else None,
             )
             for name in sorted(_names(stack, new, before), key=os.fsencode, reverse=True)
         ]
