@@ -19,7 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast, final
 
-from tests.tree import View
+from tests.tree import Snapshot, View, snapshot
+from unionfs.options import parse
 
 LOWERS = 3
 RENAME_NOREPLACE = 1
@@ -219,11 +220,12 @@ def alive(door: Door) -> bool:
 class Layers:
     """The directories of one union below base, and the place to mount it.
 
-    writable: False for a union without an upper.
+    writable: False for a union without an upper. more: mount options that all doors are given.
     """
 
     base: Path
     writable: bool = True
+    more: str = ""
 
     @property
     def lower(self) -> list[str]:
@@ -249,10 +251,10 @@ class Layers:
 
     @property
     def options(self) -> str:
-        lower = "lowerdir=" + ":".join(self.lower)
-        if not self.writable:
-            return lower
-        return f"{lower},upperdir={self.upper},workdir={self.work}"
+        options = "lowerdir=" + ":".join(self.lower)
+        if self.writable:
+            options += f",upperdir={self.upper},workdir={self.work}"
+        return f"{options},{self.more}" if self.more else options
 
     def make(self) -> None:
         """Make the directories, empty."""
@@ -261,13 +263,12 @@ class Layers:
 
     def leftovers(self) -> list[str]:
         """What stays in work: nothing but the whiteout that the kernel keeps to link from."""
-        inner = f"{self.work}/work"
-        if not os.path.isdir(inner):
-            return []
-        view = Folder(inner)
         return [
             entry.name
-            for entry in view.scandir(".")
+            for folder in ("work", "index")
+            if os.path.isdir(f"{self.work}/{folder}")
+            for entry in Folder(f"{self.work}/{folder}").scandir(".")
+            if folder == "work" or entry.name.startswith("#")
             if not stat.S_ISCHR(entry.stat(follow_symlinks=False).st_mode)
         ]
 
@@ -279,16 +280,27 @@ class Layers:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if any(word in line for word in bad)]
 
+    def indexed(self) -> Snapshot:
+        """The files in the index, in the order of what they hold: their names are handles."""
+        folder = f"{self.work}/index"
+        found = snapshot(Folder(folder)) if os.path.isdir(folder) else {}
+        entries = sorted(str(seen) for name, seen in found.items() if name[0] not in "#.")
+        return {f"index {number}": seen for number, seen in enumerate(entries)}
+
 
 def _unmount(target: str) -> None:
-    """Detach what is mounted at target, even when a mount is dead or busy."""
-    subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+    """Detach what is mounted at target, even when a mount is dead or busy.
+
+    Where it is neither, its layers are free for another mount afterwards.
+    """
+    if subprocess.run(["umount", target], check=False, capture_output=True).returncode:
+        subprocess.run(["umount", "-l", target], check=False, capture_output=True)
 
 
 @contextmanager
 def kernel(layers: Layers) -> Iterator[Door]:
     """Kernel overlayfs."""
-    options = f"{layers.options},{_KERNEL_OPTIONS}"
+    options = f"{_KERNEL_OPTIONS},{layers.options}"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, layers.target], check=True)
     try:
         yield Folder(layers.target)
@@ -301,7 +313,8 @@ def library(layers: Layers) -> Iterator[Door]:
     """The library, in this process."""
     unionfs: Any = import_module("unionfs")
     upper, work = (layers.upper, layers.work) if layers.writable else (None, None)
-    with unionfs.LayerStack(lower=layers.lower, upper=upper, work=work) as stack:
+    options = parse(layers.more).options
+    with unionfs.LayerStack(layers.lower, upper, work, options=options) as stack:
         yield cast(Door, unionfs.UnionFS(stack))
 
 

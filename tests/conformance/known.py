@@ -24,6 +24,8 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     Known(
         frozenset(
             {
+                "index-held-open-for-reading",
+                "index-held-open",
                 "open-copied-up-meanwhile-lower",
                 "open-directory-descriptors",
                 "open-read-only-attributes",
@@ -54,6 +56,21 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         ),
         _LIBRARY,
         "the library has the rights of its process: an ordinary user cannot write root's upper",
+    ),
+    Known(
+        frozenset(
+            {
+                "index-alone-written",
+                "index-attributes",
+                "index-directory-renamed",
+                "index-held-open-for-reading",
+                "index-in-upper-directories",
+                "index-link-of-linked-lower-files",
+                "index-written",
+            }
+        ),
+        _FUSE,
+        "a request names a file and not which of its names was used: upper gets another of them",
     ),
     Known(
         frozenset({"copy-up-by-truncate-same"}),

@@ -21,8 +21,9 @@ class Observation:
     """One scenario through one door.
 
     outcomes: each step's. merged: the tree through the door, after the last step. upper: the
-    same on disk, marks included. remounted: what a fresh kernel mount of the layers shows.
-    reread: what the door shows of the layers that the kernel's door left.
+    same on disk, marks included, and the index, where the union is its alone. remounted: what a
+    fresh kernel mount of the layers shows. reread: what the door shows of the layers that the
+    kernel's door left.
     """
 
     outcomes: dict[str, object]
@@ -47,7 +48,8 @@ def _unions(scenarios: Iterable[Scenario]) -> dict[str, list[Scenario]]:
     """Which scenarios share a union, by the union's name."""
     unions: dict[str, list[Scenario]] = {}
     for scenario in scenarios:
-        unions.setdefault(scenario.name if scenario.alone else "shared", []).append(scenario)
+        shared = f"shared-{scenario.options}".replace(",", "-")
+        unions.setdefault(scenario.name if scenario.alone else shared, []).append(scenario)
     return unions
 
 
@@ -80,7 +82,7 @@ def observe(
     seen: dict[str, Observation] = {}
     places: dict[str, Layers] = {}
     for union, members in _unions(scenarios).items():
-        layers = Layers(base / union, writable=members[0].writable)
+        layers = Layers(base / union, members[0].writable, members[0].options)
         prepare(layers, members)
         places[union] = layers
         seen.update(_play(opener, layers, members))
@@ -111,5 +113,8 @@ def _play(opener: Opener, layers: Layers, scenarios: Sequence[Scenario]) -> dict
                 door = stack.enter_context(opener(layers))
             outcomes = Player(door, _top(scenario)).play(scenario)
             merged = _shown(door, scenario)
-            seen[scenario.name] = Observation(outcomes, merged, snapshot(disk, _top(scenario)))
+            upper = snapshot(disk, _top(scenario))
+            if scenario.alone:
+                upper |= layers.indexed()
+            seen[scenario.name] = Observation(outcomes, merged, upper)
     return seen

@@ -45,6 +45,7 @@ class Scenario:
     alone: the scenario's layers are the union's roots, instead of one directory among many.
     writable: False for a union without an upper (alone).
     confined: run with the union as the root of the filesystem.
+    options: mount options that all doors are given.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scenario:
     alone: bool = False
     writable: bool = True
     confined: bool = False
+    options: str = ""
 
 
 @final

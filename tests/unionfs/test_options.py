@@ -75,7 +75,7 @@ def test_quoted_context() -> None:
 
 
 def test_a_later_option_overrides() -> None:
-    read("ro,rw,nosuid,suid,index=on,index=off,userxattr,nouserxattr", userxattr=False)
+    read("ro,rw,nosuid,suid,index=on,index=off,userxattr,nouserxattr", index=False, userxattr=False)
     read("dev,suid,nodev", nodev=True)
 
 
@@ -127,7 +127,7 @@ def test_what_depends_on_privilege_is_decided_together() -> None:
     trusted, user = (MountOptions().decided(trusted=trusted) for trusted in (True, False))
     assert (trusted.userxattr, trusted.redirect_dir) == (False, "on")
     assert (user.userxattr, user.redirect_dir) == (True, "off")
-    asked = MountOptions(userxattr=True, redirect_dir="on")
+    asked = MountOptions(userxattr=True, redirect_dir="on", index=True)
     assert asked.decided(trusted=True) == asked
 
 

@@ -4,6 +4,7 @@ from tests.conformance.play import Scenario
 from tests.conformance.scenarios import (
     attributes,
     creating,
+    indexing,
     linking,
     names,
     opening,
@@ -20,6 +21,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *removing.SCENARIOS,
     *renaming.SCENARIOS,
     *linking.SCENARIOS,
+    *indexing.SCENARIOS,
     *opening.SCENARIOS,
     *writing.SCENARIOS,
     *attributes.SCENARIOS,
