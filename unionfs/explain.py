@@ -104,6 +104,11 @@ def _next(
 ) -> list[LayerView]:
     """What the layers are to name in the directory that views are about; node: its resolution."""
     answering = {place.layer: place for place in places(stack, node)} if node else {}
+    if stack.index in answering:
+        # The file has several names: upper has it under this one, or in the index alone.
+        copy = answering.pop(stack.index)
+        named = views[0].place.child(name)
+        answering[views[0].layer] = named if views[0].layer.writable and _status(named) else copy
     found: list[LayerView] = []
     stop: tuple[Verdict, Place] | None = None  # what ends the search, once it was met
     redirect: Place | None = None

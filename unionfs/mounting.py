@@ -330,7 +330,10 @@ def _table() -> Iterator[ActiveMount]:
             lower=tuple(lower),
             upper=values.get("upperdir"),
             work=values.get("workdir"),
-            options=MountOptions(userxattr="userxattr" in values),
+            options=MountOptions(
+                userxattr="userxattr" in values,
+                index=None if "index" not in values else values["index"] == "on",
+            ),
         )
 
 

@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.tree import MARKS, Tree, build, directory, file, opaque, redirect, symlink, whiteout
+from tests.tree import (
+    MARKS,
+    Tree,
+    build,
+    directory,
+    file,
+    hard_link,
+    opaque,
+    redirect,
+    symlink,
+    whiteout,
+)
 from unionfs import LayerStack, UnionFS, explain
+from unionfs.options import MountOptions
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root sets trusted. marks")
 
@@ -121,3 +133,20 @@ def test_the_root_and_marks(tmp_path: Path) -> None:
     assert told(tmp_path, "/", {}, {})[1] == [": answers", ": merged"]
     kind, lines = told(tmp_path, ".wh.x", {".wh.x": file()}, {"x": file()})
     assert (kind, lines) == (None, [".wh.x: whiteout", ".wh.x: absent"])
+
+
+def test_a_file_of_the_index_answers_under_all_its_names(tmp_path: Path) -> None:
+    for name in ("base", "upper", "work"):
+        (tmp_path / name).mkdir()
+    build(str(tmp_path / "base"), {"a": file(b"old"), "b": hard_link("a")})
+    options = MountOptions(index=True)
+    with LayerStack(
+        [tmp_path / "base"], tmp_path / "upper", tmp_path / "work", options=options
+    ) as stack:
+        UnionFS(stack).write_text("a", "new")
+        written, other = explain(stack, "a").answer, explain(stack, "b").answer
+        assert written and os.path.join(written.layer.path, written.place.path) == str(
+            tmp_path / "upper/a"
+        )
+        assert other and other.layer.path == str(tmp_path / "work/index")
+        assert [view.verdict for view in explain(stack, "b").layers] == ["answers", "covered"]
