@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from typing import Final, Literal, final
 
 from unionfs import markers, resolve, system
 from unionfs.copyup import restore_times
+from unionfs.index import LINKS_MARK
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat
 from unionfs.resolve import Node
@@ -127,12 +127,11 @@ def _reported(kind: Kind, path: str, message: str, repair: _Repair | None, wante
 
 _KNOWN: Final = {
     *(markers.OPAQUE, markers.REDIRECT, markers.IMPURE, markers.ORIGIN, markers.WHITEOUT),
-    *(markers.METACOPY, "nlink", "upper", "uuid", "protattr"),
+    *(markers.METACOPY, markers.NLINK, markers.UPPER, "uuid", "protattr"),
 }
 _DECISIVE: Final = (markers.OPAQUE, markers.REDIRECT, markers.WHITEOUT, markers.METACOPY)
 """The marks that change the tree."""
 _OPAQUE_VALUES: Final = (markers.YES, markers.XWHITEOUTS)
-_LINKS: Final = re.compile(rb"[LU][+-]\d+")
 _METACOPY_MIN: Final = 4
 """Bytes of a metacopy mark with content: version, length, flags, digest's algorithm."""
 
@@ -310,7 +309,7 @@ class _Check:
         elif mark == markers.OPAQUE and value not in _OPAQUE_VALUES:
             words = f"{value!r} is no value of an opaque mark"
             yield self._found("corrupt mark", place, words, self._unmark(place, mark))
-        elif mark == "nlink" and not _LINKS.fullmatch(value):
+        elif mark == markers.NLINK and not LINKS_MARK.fullmatch(value):
             words = f"{value!r} is no number of links"
             yield self._found("corrupt mark", place, words, self._unmark(place, mark))
         elif mark == markers.METACOPY and not _is_metacopy(value):
@@ -333,4 +332,4 @@ def _is_metacopy(value: bytes) -> bool:
 def _finds_origins(stack: LayerStack) -> bool:
     """Whether this process can tell what an origin mark names, on every lower layer."""
     numbers = stack.numbers
-    return all(numbers.origin(numbers.origin_mark(layer.fd, "")) for layer in stack.lower)
+    return all(numbers.origin(numbers.handle_mark(layer.fd, "")) for layer in stack.lower)

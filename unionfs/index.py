@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 DIRECTORY: Final = "index"
 """Its name in the work directory."""
 
-_LINKS: Final = re.compile(rb"([LU])([+-]\d+)")
+LINKS_MARK: Final = re.compile(rb"([LU])([+-]\d+)")
+"""How many links there are more than the file has, of L lower or U upper."""
 _REMEDY: Final = "remove the index directory, or mount with index=off"
 
 
@@ -152,7 +153,7 @@ def _told(
         value = system.get_xattr(_fd(stack), name, stack.prefix + markers.NLINK)
     except FileNotFoundError:
         return 0
-    match = _LINKS.fullmatch(value or b"")
+    match = LINKS_MARK.fullmatch(value or b"")
     if not match:
         return 0
     if match[1] == b"L":
