@@ -250,3 +250,28 @@ def test_directories_as_deep_as_paths_are_long(tmp_path: Path) -> None:
             assert [*changes(stack)][-1] == Change(f"/{deep}", "added")
     finally:  # pytest's own removal goes less deep
         subprocess.run(["rm", "-r", tmp_path / "layer/d"], check=True)
+
+
+BRANCHES: list[Tree] = [
+    {"app": file(b"two"), "etc/conf": whiteout(), "lib": opaque(), "lib/new": file()},
+    {"app": file(b"one"), "etc/own": file(b"own"), "lib/old": file(), "dir/kept": whiteout()},
+    {"etc/conf": file(b"c"), "etc/kept": file(), "lib/base": file(), "dir/kept": file()},
+]
+
+
+def test_two_unions_that_share_a_layer(tmp_path: Path) -> None:
+    """Expected is what two kernel mounts show."""
+    roots = [tmp_path / name for name in ("new", "old", "base")]
+    for root, tree in zip(roots, BRANCHES, strict=True):
+        build(str(root), tree)
+    seen = []
+    for number, own in enumerate(roots[:2]):
+        with (
+            LayerStack([own, roots[2]]) as stack,
+            mounted(stack, tmp_path / f"mount{number}") as root,
+        ):
+            seen.append(snapshot(Folder(str(root))))
+    with LayerStack(roots) as stack:
+        found = [Change(change.path, change.kind) for change in changes(stack, 1, 1)]
+    assert found == expected(seen[1], seen[0])
+    assert {change.kind for change in found} == {"added", "modified", "deleted"}

@@ -1,10 +1,10 @@
 """What the top layer changes over those below it, as a list of paths.
 
-Two views of one stack are compared, with the top layer and without. Most directories of the top
-layer merge with those below as they are; of these only the names that it holds are looked at. Where
-it is opaque or redirected, everything is. So whiteouts, opaque directories and redirects are all
-resolved, by the rules of `resolve` alone, into what they mean: a renamed directory is one deleted
-and one added with all in it.
+Two views of one stack are compared, with the top layer and without, or two unions that share lower
+layers. Most directories of the top layers merge with those below as they are; of these only the
+names that the top layers hold are looked at. Where one is opaque or redirected, everything is. So
+whiteouts, opaque directories and redirects are all resolved, by the rules of `resolve` alone, into
+what they mean: a renamed directory is one deleted and one added with all in it.
 
 A file that was copied up and is like the one below is no change, unless it has new hard links.
 Times of directories are none either, since every change in them alters those.
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal, cast, final
 
 from unionfs import markers, merge, resolve, system, xattrs
+from unionfs.inodes import file_id
 from unionfs.place import Place, join
 from unionfs.resolve import Node, lookup, places
 from unionfs.stack import LayerStack
@@ -46,24 +47,31 @@ class Change:
     aspects: tuple[Aspect, ...] = ()
 
 
-def changes(stack: LayerStack) -> Iterator[Change]:
+def changes(stack: LayerStack, new_layers: int = 1, old_layers: int = 0) -> Iterator[Change]:
     """The changes that the top layer makes over those below, a directory before what is in it.
+
+    new_layers, old_layers: of two unions that share their lower layers, how many layers, from the
+    top, only the changed one has, and how many after these only the one before.
 
     Sorted by path, component by component, by the bytes of the names. With one layer alone all in
     it is added. Raises OSError where a layer cannot be read.
     """
-    for change, _, _ in differences(stack):
+    for change, _, _ in differences(stack, new_layers, old_layers):
         yield change
 
 
-def differences(stack: LayerStack) -> Iterator[tuple[Change, Node | None, Node | None]]:
+def differences(
+    stack: LayerStack, new_layers: int = 1, old_layers: int = 0
+) -> Iterator[tuple[Change, Node | None, Node | None]]:
     """The changes, each with the directory that it is in and what lies there now.
 
     There is no directory for the root's own, and nothing there once it is deleted.
     """
-    top = resolve.root(stack)
-    rest = tuple(Place(layer, "") for layer in stack.layers[1:])
-    below = Node([], top.kind, top.file, upper=False, lower=rest) if rest else None
+    roots = [Place(layer, "") for layer in stack.layers]
+    below = _root(roots[new_layers:])
+    top: Node | None = resolve.root(stack)
+    if old_layers:
+        top = _root([*roots[:new_layers], *roots[new_layers + old_layers :]])
     pending: list[tuple[str, Node | None, Node | None, Node | None]] = [("", None, top, below)]
     while pending:
         path, parent, new, old = pending.pop()
@@ -92,15 +100,28 @@ def differences(stack: LayerStack) -> Iterator[tuple[Change, Node | None, Node |
         ]
 
 
+def _root(lower: Sequence[Place]) -> Node | None:
+    """The merged root of some layers that are only read."""
+    if not lower:
+        return None
+    number = file_id(lower[0].status())
+    return Node([], stat.S_IFDIR, number, upper=False, lower=tuple(lower))
+
+
 def _names(stack: LayerStack, new: Node, old: Node | None) -> set[str]:
     """The names in a directory that may differ."""
     if old is None:
         return {*merge.listing(stack, new)}
-    top, *rest = places(stack, new)
-    if tuple(rest) != places(stack, old):
+    after, before = [*places(stack, new)], [*places(stack, old)]
+    if after[-1] != before[-1]:
         return {*merge.listing(stack, new), *merge.listing(stack, old)}
-    names = (name for name, _, _ in system.list_dir(top.layer.fd, top.path))
-    return {name.removeprefix(markers.AUFS_PREFIX) for name in names}
+    while after and before and after[-1] == before[-1]:
+        del after[-1], before[-1]
+    return {
+        name.removeprefix(markers.AUFS_PREFIX)
+        for place in (*after, *before)
+        for name, _, _ in system.list_dir(place.layer.fd, place.path)
+    }
 
 
 def _aspects(stack: LayerStack, new: Node, old: Node) -> Iterator[Aspect]:
