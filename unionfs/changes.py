@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from unionfs import index, markers, merge, system
-from unionfs.copyup import Name, copy_up, mark_impure, writable
+from unionfs.copyup import Name, copy_attributes, copy_up, mark_impure, writable
 from unionfs.inodes import file_id
 from unionfs.place import Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node, exists_below, lookup, top
@@ -447,11 +447,16 @@ def _rename_and_cover(stack: LayerStack, old_parent: Node, old_path: str, new_pa
 
 
 def _empty(stack: LayerStack, path: str) -> None:
-    """Exchange a directory of upper that holds nothing but whiteouts for an empty opaque one."""
+    """Exchange a directory of upper that holds nothing but whiteouts for an empty opaque one.
+
+    It is to be replaced, but is seen until then, and stays if the process dies (ovl_clear_empty).
+    """
     upper, workdir = writable(stack), stack.claim()
     if system.list_dir(upper.fd, path):
+        place = Place(upper, path)
         with workdir.draft() as draft:
             os.mkdir(draft, 0o700, dir_fd=workdir.fd)
+            copy_attributes(stack.prefix, place, place.status(), workdir.fd, draft)
             system.set_xattr(workdir.fd, draft, stack.prefix + markers.OPAQUE, markers.YES)
             workdir.move_in(draft, upper.fd, path, system.RENAME_EXCHANGE)
             workdir.discard(draft)

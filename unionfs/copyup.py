@@ -195,11 +195,10 @@ def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -
         return
     parent = node.names[0][0]
     directory = lstat(upper, parent.path)
-    mark_impure(stack, parent)
-    with workdir.discarding(draft):
-        workdir.move_in(draft, upper.fd, path, system.RENAME_NOREPLACE)
-    restore_times(upper, parent.path, directory)
     status = node.lower[0].status()
+    with workdir.discarding(draft):
+        mark_impure(stack, parent)
+        workdir.move_in(draft, upper.fd, path, system.RENAME_NOREPLACE)
     node.upper = True
     if not node.is_dir:
         node.lower = ()
@@ -207,6 +206,7 @@ def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -
         if not node.origin:
             # Its links below stay together without it, so it is a file of its own.
             node.file = file_id(lstat(upper, path))
+    restore_times(upper, parent.path, directory)
 
 
 def _install_in_index(stack: LayerStack, node: Node, draft: str) -> None:
