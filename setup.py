@@ -26,15 +26,31 @@ class BuildOrWarn(build_ext):
             self.warn(WARNING.format(error=error))
 
 
+
+def extension(name: str, *sources: str) -> Extension:
+    """The extension called name, from what lies in csrc/."""
+    return Extension(
+        name,
+        sources=[f"csrc/{source}" for source in sources],
+        depends=sorted(glob("csrc/*.h")),
+        extra_compile_args=["-std=c11", "-Wall", "-Wextra"],
+        optional=True,
+    )
+
+
 setup(
     cmdclass={"build_ext": BuildOrWarn},
     ext_modules=[
-        Extension(
-            "unionfs._native",
-            sources=sorted(glob("csrc/*.c")),
-            depends=sorted(glob("csrc/*.h")),
-            extra_compile_args=["-std=c11", "-Wall", "-Wextra"],
-            optional=True,
-        )
+        extension("unionfs._native", "native.c", "ufs_calls.c"),
+        extension(
+            "fuse_mount._fast",
+            "fast.c",
+            "ufs_calls.c",
+            "ufs_find.c",
+            "ufs_listing.c",
+            "ufs_marks.c",
+            "ufs_serve.c",
+            "ufs_table.c",
+        ),
     ],
 )

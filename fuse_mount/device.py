@@ -18,16 +18,20 @@ import socket
 import stat
 import struct
 import subprocess
+from collections.abc import Callable
 from enum import IntFlag
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pyfuse3
 import trio
 
-from unionfs import mount_api
+from unionfs import mount_api, system
 from unionfs.mounting import FUSE_TYPE
 from unionfs.options import MountOptions
 from unionfs.overlayfs import SOURCE, MountError, attributes
+
+if TYPE_CHECKING:
+    from fuse_mount._fast import Table
 
 _DEVICE: Final = "/dev/fuse"
 _SECURITY: Final = ("context", "fscontext", "defcontext", "rootcontext")
@@ -42,8 +46,9 @@ _REMEDIES: Final = {
 
 _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _INIT_IN: Final = struct.Struct("=IIII")
+_INIT_IN_MORE: Final = struct.Struct("=I")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
-_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 _INIT_OUT_SHORT: Final = struct.Struct("=IIIIHHI")
 _MESSAGE_MAX: Final = 8192  # FUSE_MIN_READ_BUFFER: less is refused
 
@@ -65,6 +70,7 @@ class _Init(IntFlag):
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
     WRITEBACK_CACHE = 1 << 16
     PARALLEL_DIROPS = 1 << 18
@@ -73,6 +79,7 @@ class _Init(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     EXPLICIT_INVAL_DATA = 1 << 25
     INIT_EXT = 1 << 30
+    PASSTHROUGH = 1 << 37
 
 
 # Left to libfuse and the attributes of pyfuse3.Operations. Not among them: AUTO_INVAL_DATA, which
@@ -89,6 +96,16 @@ _FROM_LIBFUSE: Final = (
     | _Init.POSIX_ACL
     | _Init.MAX_PAGES
 )
+# What the fast path adds. Listed names come with their attributes while those are wanted; pages of
+# layers' files are not kept twice.
+_FAST: Final = _Init.READDIRPLUS_AUTO
+_STACK_DEPTH: Final = 1
+"""How many filesystems may be stacked on each other below this one, for passthrough."""
+_BACKGROUND: Final = 64
+"""How many requests that nobody waits for the kernel may have under way: read-ahead, releases."""
+_THREADS: Final = 2
+"""As many answer the kernel by the fast path: one may wait for a disk."""
+
 # What pyfuse3 cannot ask for. A umask does not apply where a directory has a default ACL, so it is
 # for us to apply; layers do not change behind our back, so pages and symlinks are kept.
 _OURS: Final = (
@@ -180,10 +197,24 @@ def _mount_by_fusermount(
 class Connection:
     """pyfuse3's one session, and the mount that it answers.
 
-    options: of libfuse, `debug` and `allow_root`. Raises RuntimeError where libfuse fails.
+    options: of libfuse, `debug` and `allow_root`. table: of the fast path, if that is to answer.
+    passthrough: whether it may have the kernel read and write layers' files without us.
+
+    Raises RuntimeError where libfuse fails.
     """
 
-    def __init__(self, operations: pyfuse3.Operations, options: set[str]) -> None:
+    def __init__(
+        self,
+        operations: pyfuse3.Operations,
+        options: set[str],
+        table: Table | None = None,
+        *,
+        passthrough: bool = False,
+    ) -> None:
+        self._table = table
+        self._added = _Init(0) if table is None else _FAST
+        if passthrough:
+            self._added |= _Init.PASSTHROUGH
         self._device = -1
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session = theirs.detach()  # libfuse's, from now on
@@ -194,15 +225,40 @@ class Connection:
         self._device = mount(target, options)
 
     async def negotiate(self) -> None:
-        """Agree with the kernel; afterwards `pyfuse3.main` answers it."""
+        """Agree with the kernel, so that `answer` can."""
         try:
             await self._agree(self._device)
         except OSError as error:
-            # Unmounted already; pyfuse3.main will learn so too.
+            # Unmounted already; `answer` will learn so too.
             if error.errno not in (errno.ENODEV, errno.ENOENT):
                 raise
-        os.dup2(self._device, self._session, inheritable=False)
-        self.disown()
+        if self._table is None:
+            os.dup2(self._device, self._session, inheritable=False)
+            self.disown()
+
+    async def answer(self) -> None:
+        """Answer the kernel until the mount is gone."""
+        if self._table is None:
+            await pyfuse3.main()
+            return
+        # C has the device, pyfuse3 the socket; threads carry what C does not answer.
+        self._table.start(self._device, self._ours.fileno())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, self._table)
+            nursery.start_soon(_in_thread, self._table.carry)
+            await pyfuse3.main()
+            self._ours.shutdown(socket.SHUT_RDWR)
+            nursery.cancel_scope.cancel()
+
+    async def _serve(self, table: Table) -> None:
+        def serve() -> None:
+            system.keep_capabilities()
+            table.serve()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_THREADS):
+                nursery.start_soon(_in_thread, serve)
+        pyfuse3.terminate()
 
     def disown(self) -> None:
         """Leave the mount to the session, or in a forked process to the other one."""
@@ -229,7 +285,12 @@ class Connection:
             await trio.lowlevel.wait_readable(self._ours.fileno())
             reply = self._ours.recv(_MESSAGE_MAX)
             nursery.cancel_scope.cancel()
-        os.write(device, _for_kernel(request, reply))
+        os.write(device, _for_kernel(request, reply, self._added))
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    """Run what may outlive us: a mount that is in use when it is detached."""
+    await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 
 def _for_libfuse(request: bytes) -> bytes:
@@ -243,32 +304,38 @@ def _for_libfuse(request: bytes) -> bytes:
     return _IN_HEADER.pack(*header) + body
 
 
-def _for_kernel(request: bytes, reply: bytes) -> bytes:
+def _for_kernel(request: bytes, reply: bytes, added: _Init) -> bytes:
     """Libfuse's reply to it, with the flags that we want and the kernel offers.
 
     The size of writes is the one that libfuse has a buffer for.
     """
     _, minor, _, offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)
+    if offered & _Init.INIT_EXT:
+        offered |= _INIT_IN_MORE.unpack_from(request, _IN_HEADER.size + _INIT_IN.size)[0] << 32
     _, number, unique = _OUT_HEADER.unpack_from(reply)
     if number:
         raise OSError(-number, f"libfuse refused the kernel's terms: {os.strerror(-number)}")
-    _, _, readahead, flags, background, congestion, max_write = _INIT_OUT_SHORT.unpack_from(
+    _, _, readahead, flags, _, _, max_write = _INIT_OUT_SHORT.unpack_from(
         reply, _OUT_HEADER.size
     )
-    wanted = (flags & _FROM_LIBFUSE | _OURS) & offered
+    wanted = (flags & _FROM_LIBFUSE | _OURS | added) & offered
+    depth = _STACK_DEPTH if wanted & _Init.PASSTHROUGH else 0
+    if wanted >> 32:
+        wanted |= _Init.INIT_EXT
     pages = -(-max_write // os.sysconf("SC_PAGESIZE"))
     nanosecond = 1
     body = _INIT_OUT.pack(
         _VERSION,
         min(minor, _MINOR),
         readahead,
-        wanted,
-        background,
-        congestion,
+        wanted & 0xFFFFFFFF,
+        _BACKGROUND,
+        _BACKGROUND * 3 // 4,
         max_write,
         nanosecond,
         pages,
         0,
-        0,
+        wanted >> 32,
+        depth,
     )
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, unique) + body

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, final
 
 from unionfs.inodes import FileId, file_id
@@ -29,7 +30,6 @@ class File:
         self.lower = lower
 
 
-@final
 class Inode:
     """One node that the kernel knows.
 
@@ -49,7 +49,6 @@ class Inode:
         self.last: os.stat_result | None = None
 
 
-@final
 class Inodes:
     """All inodes by ID, by node, and by file where that has several names."""
 
@@ -57,6 +56,7 @@ class Inodes:
         self._by_id: dict[int, Inode] = {}
         self._by_node: dict[Node, Inode] = {}
         self._linked: dict[FileId, Inode] = {}
+        self._files: dict[int, File] = {}
         self._next = ROOT_ID
         self.root = self._add(root)
         self.root.lookups = 1
@@ -64,12 +64,30 @@ class Inodes:
     def __getitem__(self, number: int) -> Inode:
         return self._by_id[number]
 
+    def held(self) -> AbstractContextManager[None]:
+        """Entered while a request is answered: what inodes tell is true inside."""
+        return nullcontext()
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Entered inside `held` while that waits: other requests change what they need to."""
+        return nullcontext()
+
+    def hand_back(self) -> None:
+        """Called where a request has become one that needs none of our rules any more.
+
+        Does not return where something faster answers it from there.
+        """
+
     def _add(self, node: Node) -> Inode:
         inode = Inode(self._next, node)
         self._next += 1
         self._by_id[inode.id] = inode
         self._by_node[node] = inode
         return inode
+
+    def known(self, parent: Inode, name: str) -> Inode | None:
+        """The inode at a name, if the kernel may know it."""
+        return parent.children.get(name)
 
     def child(self, parent: Inode, name: str, node: Node, status: os.stat_result) -> Inode:
         """The inode of a node just found or made at a name. status: that of its file."""
@@ -82,6 +100,21 @@ class Inodes:
             inode.node.names.append((parent.node, name))
         parent.children[name] = inode
         return inode
+
+    def bind(self, parent: Inode, name: str, inode: Inode) -> None:
+        """Note that an inode has a name, by link or rename."""
+        parent.children[name] = inode
+
+    def unbind(self, parent: Inode, name: str) -> None:
+        """Note that a name is gone."""
+        parent.children.pop(name, None)
+
+    def made(self, parent: Inode) -> None:
+        """Note that a directory has got a name."""
+
+    def removed(self, inode: Inode, last: os.stat_result) -> None:
+        """Keep the status of an inode that has lost its last name."""
+        inode.last = last
 
     def link(self, inode: Inode, status: os.stat_result) -> None:
         """Note that other names of a file may be names of this inode."""
@@ -104,6 +137,10 @@ class Inodes:
             node = node.names[0][0]
             yield self._by_node[node]
 
+    def told(self, inode: Inode) -> None:
+        """Count that the kernel is told of an inode."""
+        inode.lookups += 1
+
     def forget(self, inode: Inode, lookups: int) -> None:
         """Take back what the kernel was told, and drop the inode when that was all."""
         inode.lookups -= lookups
@@ -117,3 +154,36 @@ class Inodes:
             directory = self._by_node.get(parent)
             if directory is not None and directory.children.get(name) is inode:
                 del directory.children[name]
+
+    def drop_unused(self, inode: Inode) -> None:
+        """Drop an inode that the kernel was not told of."""
+        if not inode.lookups:
+            self.forget(inode, 0)
+
+    # Open files.
+
+    def files(self, inode: Inode) -> list[File]:
+        """The open files of an inode."""
+        return inode.files
+
+    def opened(self, inode: Inode, fd: int, flags: int) -> None:
+        """Note an open file of an inode. fd: ours to close from now on."""
+        file = File(inode, fd, flags, lower=not inode.node.upper)
+        inode.files.append(file)
+        self._files[fd] = file
+
+    def followed(self, file: File) -> None:
+        """Note that an open file is the copy in upper now."""
+        file.lower = False
+
+    def closed(self, fd: int) -> Inode:
+        """The inode of an open file, which is not one any more."""
+        file = self._files.pop(fd)
+        file.inode.files.remove(file)
+        return file.inode
+
+    def close(self) -> None:
+        """Close what the kernel has left open."""
+        for fd in self._files:
+            os.close(fd)
+        self._files.clear()

@@ -20,7 +20,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, final
 
 import pyfuse3
 import trio
@@ -34,10 +34,13 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from fuse_mount import owners
+from fuse_mount import accelerate, owners
 from fuse_mount.inodes import File, Inode, Inodes
 from unionfs import changes, copyup, index, markers, merge, resolve, system, xattrs
 from unionfs.stack import LayerStack
+
+if TYPE_CHECKING:
+    from fuse_mount._fast import Table
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -80,7 +83,8 @@ def _answered(
     @functools.wraps(handler)
     async def answer(self: Operations, *args: _P.args, **keywords: _P.kwargs) -> _R:
         try:
-            return await handler(self, *args, **keywords)
+            with self.inodes.held():
+                return await handler(self, *args, **keywords)
         except FUSEError:
             raise
         except OSError as error:
@@ -105,23 +109,45 @@ class _Directory:
 
 @final
 class Operations(pyfuse3.Operations):
-    """The filesystem over a stack, which it does not close."""
+    """The filesystem over a stack, which it does not close.
 
-    def __init__(self, stack: LayerStack) -> None:
+    fast: whether C answers what it can, where it was built. passthrough: whether the kernel may
+    read and write layers' files without us.
+    """
+
+    def __init__(self, stack: LayerStack, *, fast: bool = True) -> None:
         super().__init__()
         self._stack = stack
         options = stack.options
         self.enable_acl = not (options.noacl or options.noxattrs)
-        self.enable_writeback_cache = options.writeback and stack.upper is not None
+        fast = fast and accelerate.serves(stack)
+        self.passthrough = fast and accelerate.may_pass_through()
+        self.enable_writeback_cache = (
+            options.writeback and stack.upper is not None and not self.passthrough
+        )
         self.supports_dot_lookup = False
         self._timeout = _ALWAYS if options.timeout is None else options.timeout
         self._users = owners.users(options)
         self._groups = owners.groups(options)
-        self._inodes = Inodes(resolve.root(stack))
-        self._files: dict[int, File] = {}
+        self.inodes = (
+            accelerate.TableInodes(
+                stack,
+                self.find,
+                timeout=self._timeout,
+                passthrough=self.passthrough,
+                writeback=self.enable_writeback_cache,
+            )
+            if fast
+            else Inodes(resolve.root(stack))
+        )
         self._directories: dict[int, _Directory] = {}
         self._next_directory = 1
         self._copying: dict[Inode, trio.Lock] = {}
+
+    @property
+    def table(self) -> Table | None:
+        """C's table of the inodes, where it answers what it can."""
+        return self.inodes.table if isinstance(self.inodes, accelerate.TableInodes) else None
 
     def init(self) -> None:
         """Called by pyfuse3 in the thread that will answer."""
@@ -129,9 +155,7 @@ class Operations(pyfuse3.Operations):
 
     def close(self) -> None:
         """Close what the kernel has left open."""
-        for file in self._files.values():
-            os.close(file.fd)
-        self._files.clear()
+        self.inodes.close()
 
     # Replies.
 
@@ -143,10 +167,10 @@ class Operations(pyfuse3.Operations):
             try:
                 return resolve.top(self._stack, node).status()
             except FileNotFoundError:
-                if named and not inode.files:
+                if named and not self.inodes.files(inode):
                     raise
-        if inode.files:
-            return os.fstat(inode.files[0].fd)
+        if files := self.inodes.files(inode):
+            return os.fstat(files[0].fd)
         if inode.last is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return inode.last
@@ -182,7 +206,7 @@ class Operations(pyfuse3.Operations):
     def _told(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
         """The reply that makes an inode known to the kernel."""
         entry = self._attributes(inode, status)
-        inode.lookups += 1
+        self.inodes.told(inode)
         return entry
 
     def _missing(self) -> EntryAttributes:
@@ -192,39 +216,39 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = self._timeout
         return entry
 
-    def _find(self, parent: Inode, name: str) -> Inode | None:
+    def find(self, parent: Inode, name: str) -> Inode | None:
         """The inode at a name: the one that the kernel knows, or else a new one."""
-        known = parent.children.get(name)
+        known = self.inodes.known(parent, name)
         if known is not None:
             return known
         node = resolve.lookup(self._stack, parent.node, name)
         if node is None:
             return None
-        return self._inodes.child(parent, name, node, resolve.top(self._stack, node).status())
+        return self.inodes.child(parent, name, node, resolve.top(self._stack, node).status())
 
     def _existing(self, parent: int, name: bytes) -> tuple[Inode, str, Inode]:
-        directory, text = self._inodes[parent], os.fsdecode(name)
-        found = self._find(directory, text)
+        directory, text = self.inodes[parent], os.fsdecode(name)
+        found = self.find(directory, text)
         if found is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return directory, text, found
 
     @_answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = self._find(self._inodes[parent_inode], os.fsdecode(name))
+        inode = self.find(self.inodes[parent_inode], os.fsdecode(name))
         return self._missing() if inode is None else self._told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:
-            self._inodes.forget(self._inodes[number], lookups)
+            self.inodes.forget(self.inodes[number], lookups)
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(self._inodes[inode])
+        return self._attributes(self.inodes[inode])
 
     @_answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return os.fsencode(resolve.readlink(self._stack, self._inodes[inode].node))
+        return os.fsencode(resolve.readlink(self._stack, self.inodes[inode].node))
 
     @_answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -248,6 +272,11 @@ class Operations(pyfuse3.Operations):
             setattr(reply, name, getattr(found, name))
         return reply
 
+    async def _apart(self, function: Callable[..., _R], *args: Any) -> _R:
+        """Let another thread do what takes long; other requests are answered meanwhile."""
+        with self.inodes.apart():
+            return await trio.to_thread.run_sync(function, *args)
+
     # Copy-up.
 
     async def _copy_up(self, inode: Inode, size: int | None = None) -> None:
@@ -257,8 +286,12 @@ class Operations(pyfuse3.Operations):
             return
         lock = self._copying.setdefault(inode, trio.Lock())
         try:
-            async with lock:
+            with self.inodes.apart():
+                await lock.acquire()
+            try:
                 await self._copy_up_locked(inode, size)
+            finally:
+                lock.release()
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._copying.pop(inode, None)
@@ -276,7 +309,7 @@ class Operations(pyfuse3.Operations):
             if node.kind != stat.S_IFREG or min(length, size or length) <= _AT_ONCE:
                 draft = copyup.build(self._stack, source, size)
             else:
-                draft = await trio.to_thread.run_sync(copyup.build, self._stack, source, size)
+                draft = await self._apart(copyup.build, self._stack, source, size)
             copyup.install(self._stack, node, draft)
 
     @contextlib.contextmanager
@@ -285,7 +318,7 @@ class Operations(pyfuse3.Operations):
         lower = {
             each
             for inode in inodes
-            for each in (inode, *self._inodes.above(inode))
+            for each in (inode, *self.inodes.above(inode))
             if not each.node.upper
         }
         try:
@@ -297,12 +330,12 @@ class Operations(pyfuse3.Operations):
 
     def _follow(self, inode: Inode) -> None:
         """After its copy-up: files opened before read the copy, as on kernel overlayfs."""
-        for file in inode.files:
+        for file in self.inodes.files(inode):
             if file.lower:
                 fd = self._opened(inode, file.flags)
                 os.dup2(fd, file.fd, inheritable=False)
                 os.close(fd)
-                file.lower = False
+                self.inodes.followed(file)
         # Link counts of directories, change times, and the numbers of hard links differ.
         with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten it
             pyfuse3.invalidate_inode(inode.id, attr_only=True)
@@ -329,12 +362,13 @@ class Operations(pyfuse3.Operations):
 
     def _made(self, parent: Inode, name: str, node: resolve.Node) -> EntryAttributes:
         status = resolve.top(self._stack, node).status()
-        return self._told(self._inodes.child(parent, name, node, status), status)
+        self.inodes.made(parent)
+        return self._told(self.inodes.child(parent, name, node, status), status)
 
     def _new(self, parent_inode: int, name: bytes) -> tuple[Inode, str]:
-        parent, text = self._inodes[parent_inode], os.fsdecode(name)
+        parent, text = self.inodes[parent_inode], os.fsdecode(name)
         copyup.writable(self._stack)
-        if self._find(parent, text) is not None:
+        if self.find(parent, text) is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         return parent, text
 
@@ -370,14 +404,13 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        linked = self._inodes[inode]
+        linked = self.inodes[inode]
         await self._copy_up(linked)
         parent, name = self._new(new_parent_inode, new_name)
         with self._following(parent):
             changes.link(self._stack, linked.node, parent.node, name)
-        parent.children[name] = linked
-        linked.last = None
-        self._inodes.link(linked, self._status(linked))
+        self.inodes.bind(parent, name, linked)
+        self.inodes.link(linked, self._status(linked))
         return self._told(linked)
 
     @_answered
@@ -410,14 +443,14 @@ class Operations(pyfuse3.Operations):
 
     def _lost(self, parent: Inode, name: str, inode: Inode, status: os.stat_result) -> None:
         """After a name of an inode was removed. status: from before."""
-        parent.children.pop(name, None)
+        self.inodes.unbind(parent, name)
         if not inode.node.names:
             fields = {key: getattr(status, key) for key in dir(status) if key.startswith("st_")}
-            last = inode.node.is_dir or inode.node.index is not None
-            links = 0 if last else status.st_nlink - 1
-            inode.last = os.stat_result([*status[:3], links, *status[4:10]], fields)
-        if not inode.lookups:
-            self._inodes.forget(inode, 0)
+            gone = inode.node.is_dir or inode.node.index is not None
+            links = 0 if gone else status.st_nlink - 1
+            last = os.stat_result([*status[:3], links, *status[4:10]], fields)
+            self.inodes.removed(inode, last)
+        self.inodes.drop_unused(inode)
 
     @_answered
     async def rename(
@@ -436,8 +469,8 @@ class Operations(pyfuse3.Operations):
         if exchange:
             await self._copy_up_data(parent_inode_new, name_new)
         old_parent, old_name, old = self._existing(parent_inode_old, name_old)
-        new_parent, new_name = self._inodes[parent_inode_new], os.fsdecode(name_new)
-        new = self._find(new_parent, new_name)
+        new_parent, new_name = self.inodes[parent_inode_new], os.fsdecode(name_new)
+        new = self.find(new_parent, new_name)
         if flags & system.RENAME_NOREPLACE and new is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         if new is old:
@@ -457,13 +490,14 @@ class Operations(pyfuse3.Operations):
             )
         if (old_parent.node, old_name) in old.node.names:
             return  # two names of one file
-        old_parent.children.pop(old_name, None)
+        self.inodes.unbind(old_parent, old_name)
         if new is not None and status is not None:
             if exchange:
-                old_parent.children[old_name] = new
+                self.inodes.unbind(new_parent, new_name)
+                self.inodes.bind(old_parent, old_name, new)
             else:
                 self._lost(new_parent, new_name, new, status)
-        new_parent.children[new_name] = old
+        self.inodes.bind(new_parent, new_name, old)
 
     async def _copy_up_data(self, parent_inode: int, name: bytes) -> None:
         """What may take long, before names are looked up: they may change meanwhile."""
@@ -482,13 +516,14 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        changed = self._inodes[inode]
+        changed = self.inodes[inode]
         if _only_ctime(fields):
             return self._attributes(changed)  # the layer keeps that by itself
         copyup.writable(self._stack)
         size = attr.st_size if fields.update_size else None
         if not self._is_removed(changed):
             await self._copy_up(changed, size)
+            self.inodes.hand_back()
             self._set(changed, attr, fields)
         else:
             self._set_open(self._file_of(changed, fh), attr, fields)
@@ -500,11 +535,10 @@ class Operations(pyfuse3.Operations):
 
     def _file_of(self, inode: Inode, fh: int | None) -> File:
         """An open file of a removed inode."""
-        if fh is not None:
-            return self._files[fh]
-        if not inode.files:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return inode.files[0]
+        for file in self.inodes.files(inode):
+            if fh is None or file.fd == fh:
+                return file
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def _set(self, inode: Inode, attr: EntryAttributes, fields: SetattrFields) -> None:
         node = inode.node
@@ -536,11 +570,11 @@ class Operations(pyfuse3.Operations):
         workdir = self._stack.claim()
         draft = copyup.build(self._stack, inode.node.lower[0])
         try:
-            for file in inode.files:
+            for file in self.inodes.files(inode):
                 fd = system.open_beneath(workdir.fd, draft, file.flags)
                 os.dup2(fd, file.fd, inheritable=False)
                 os.close(fd)
-                file.lower = False
+                self.inodes.followed(file)
         finally:
             workdir.discard(draft)
 
@@ -563,14 +597,14 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         text = os.fsdecode(name)
         self._check_xattr(text)
-        found = self._inodes[inode]
+        found = self.inodes[inode]
         return xattrs.get(self._stack, found.node, text, self._nameless(found))
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         if self._stack.options.noxattrs:
             return []
-        found = self._inodes[inode]
+        found = self.inodes[inode]
         names = xattrs.names(self._stack, found.node, self._nameless(found))
         hidden = _ACL if self._stack.options.noacl else ()
         return [os.fsencode(name) for name in names if name not in hidden]
@@ -579,7 +613,7 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         text = os.fsdecode(name)
         self._check_xattr(text)
-        changed = self._inodes[inode]
+        changed = self.inodes[inode]
         fd = self._nameless(changed)
         if fd is not None:
             system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
@@ -591,7 +625,7 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         text = os.fsdecode(name)
         self._check_xattr(text)
-        changed = self._inodes[inode]
+        changed = self.inodes[inode]
         fd = self._nameless(changed)
         if fd is not None:
             system.remove_xattr(fd, "", markers.on_disk(self._stack.prefix, text))
@@ -614,14 +648,12 @@ class Operations(pyfuse3.Operations):
         return system.open_beneath(place.layer.fd, place.path, flags)
 
     def _keep(self, inode: Inode, fd: int, flags: int) -> FileInfo:
-        file = File(inode, fd, flags & ~os.O_TRUNC, lower=not inode.node.upper)
-        inode.files.append(file)
-        self._files[fd] = file
+        self.inodes.opened(inode, fd, flags & ~os.O_TRUNC)
         return FileInfo(fh=fd, keep_cache=True)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        opened = self._inodes[inode]
+        opened = self.inodes[inode]
         flags = self._layer_flags(flags)
         if self._is_removed(opened):
             # By an open file, as /proc/PID/fd leads to it.
@@ -630,6 +662,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             copyup.writable(self._stack)
             await self._copy_up(opened, 0 if flags & os.O_TRUNC else None)
+            self.inodes.hand_back()
         fd = self._opened(opened, flags)
         if flags & os.O_TRUNC and ctx.uid:
             self._drop_set_id(opened)
@@ -656,7 +689,9 @@ class Operations(pyfuse3.Operations):
                 self._stack, parent.node, text, mode, layer_flags, self._creating(ctx)
             )
         entry = self._made(parent, text, node)
-        return self._keep(parent.children[text], fd, layer_flags), entry
+        made = self.inodes.known(parent, text)
+        assert made is not None
+        return self._keep(made, fd, layer_flags), entry
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -672,7 +707,7 @@ class Operations(pyfuse3.Operations):
             if length == size or off + length >= os.fstat(fh).st_size:
                 return bytes(memoryview(data)[:length])
         # The rest is on disk: another thread waits for it.
-        return await trio.to_thread.run_sync(os.pread, fh, size, off)
+        return await self._apart(os.pread, fh, size, off)
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -684,10 +719,9 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def release(self, fh: int) -> None:
-        file = self._files.pop(fh)
-        file.inode.files.remove(file)
-        if not file.inode.files and self._is_removed(file.inode):
-            file.inode.last = os.fstat(fh)
+        inode = self.inodes.closed(fh)
+        if not self.inodes.files(inode) and self._is_removed(inode):
+            self.inodes.removed(inode, os.fstat(fh))
         os.close(fh)
 
     def _syncs(self) -> bool:
@@ -697,7 +731,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         if self._syncs():
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
+            await self._apart(os.fdatasync if datasync else os.fsync, fh)
 
     # Directories.
 
@@ -705,7 +739,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         number = self._next_directory
         self._next_directory += 1
-        self._directories[number] = _Directory(self._inodes[inode])
+        self._directories[number] = _Directory(self.inodes[inode])
         return number
 
     @_answered
@@ -719,17 +753,17 @@ class Operations(pyfuse3.Operations):
             if position < 2:
                 shown: Inode | None = inode
                 if position and inode.node.names:
-                    shown = next(self._inodes.above(inode))
+                    shown = next(self.inodes.above(inode))
             else:
-                shown = self._find(inode, name)
+                shown = self.find(inode, name)
             if shown is None:
                 continue  # removed since it was listed
             entry = self._attributes(shown)
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, position + 1):
-                if not shown.lookups:
-                    self._inodes.forget(shown, 0)
+                self.inodes.drop_unused(shown)
                 return
-            shown.lookups += position >= 2
+            if position >= 2:
+                self.inodes.told(shown)
 
     @_answered
     async def releasedir(self, fh: int) -> None:
@@ -742,7 +776,7 @@ class Operations(pyfuse3.Operations):
             return
         fd = self._opened(self._directories[fh].inode, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await trio.to_thread.run_sync(os.fsync, fd)
+            await self._apart(os.fsync, fd)
         finally:
             os.close(fd)
 

@@ -149,7 +149,9 @@ def _mount(
     held.callback(operations.close)
     held.callback(_clear, target)
     words = {name for name in ("debug", "allow_root") if getattr(options, name)}
-    connection = Connection(operations, words)
+    connection = Connection(
+        operations, words, operations.table, passthrough=operations.passthrough
+    )
     held.callback(connection.close)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     connection.mount(target, options)
@@ -217,7 +219,6 @@ def _run(connection: Connection, target: str) -> int:
 
 
 async def _answer(connection: Connection, target: str) -> None:
-    import pyfuse3
     import trio
 
     await connection.negotiate()
@@ -225,7 +226,7 @@ async def _answer(connection: Connection, target: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_attend, signals, target)
-            await pyfuse3.main()
+            await connection.answer()
             nursery.cancel_scope.cancel()
 
 

@@ -69,7 +69,8 @@ class Numbers:
         place = self._filesystems.setdefault(device, len(self._filesystems))
         return inode ^ (place << _FILESYSTEM_SHIFT)
 
-    def _uuid(self, device: int) -> bytes:
+    def uuid(self, device: int) -> bytes:
+        """The UUID of a layer's filesystem, zeros where it has none."""
         if device not in self._uuids:
             self._uuids[device] = system.filesystem_uuid(self._roots[device]) or _NO_UUID
         return self._uuids[device]
@@ -89,7 +90,7 @@ class Numbers:
             except OSError:
                 return False
         devices = {*lower}
-        return len({self._uuid(device) for device in devices}) == len(devices)
+        return len({self.uuid(device) for device in devices}) == len(devices)
 
     def handle_mark(self, layer_fd: int, path: str, *, upper: bool = False) -> bytes:
         """The mark that names the file at path, as its copy's origin: empty without a handle.
@@ -105,7 +106,7 @@ class Numbers:
         if length > 0xFF or kind > 0xFF:
             return b""
         flags = _CPU_ENDIAN | (_OF_UPPER if upper else 0)
-        return _FB.pack(_VERSION, _MAGIC, length, flags, kind, self._uuid(device)) + data
+        return _FB.pack(_VERSION, _MAGIC, length, flags, kind, self.uuid(device)) + data
 
     @staticmethod
     def check_handle_mark(mark: bytes, path: str) -> None:
@@ -131,7 +132,7 @@ class Numbers:
         if flags not in (_CPU_ENDIAN, _CPU_ENDIAN | _ANY_ENDIAN):
             return None
         for device, root in self._roots.items():
-            if self._uuid(device) == uuid:
+            if self.uuid(device) == uuid:
                 try:
                     return system.stat_handle(root, kind, mark[_FB.size :])
                 except OSError as error:

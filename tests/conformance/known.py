@@ -19,6 +19,7 @@ class Known:
 
 _LIBRARY = frozenset({"library"})
 _FUSE = frozenset({"fuse", "fuse-pure"})
+_PURE = frozenset({"fuse-pure"})
 
 KNOWN_DIFFERENCES: tuple[Known, ...] = (
     Known(
@@ -74,7 +75,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     ),
     Known(
         frozenset({"copy-up-by-truncate-same"}),
-        _FUSE,
+        _PURE,
         "with its writeback cache the kernel keeps the times of a file whose length stays",
     ),
     Known(
@@ -89,7 +90,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     ),
     Known(
         frozenset({"write-fallocate"}),
-        _FUSE,
+        _PURE,
         "pyfuse3 has no fallocate operation: the C library writes a byte a block instead",
     ),
     Known(

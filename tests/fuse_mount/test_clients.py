@@ -173,10 +173,9 @@ def test_calls_that_are_rare(union: Path, layers: Layers, tmp_path: Path) -> Non
     assert (union / "shared/9").read_bytes() == b"lower"
 
 
-# pyfuse3 has no operation for the first two; the kernel answers the others by itself.
+# The fast path does not make the first; the kernel answers the others by itself.
 LACKING = {
     "O_TMPFILE": "ENOTSUP",
-    "hole punched": "ENOTSUP",
     "FIBMAP": "done",
     "epoll": "done",
 }

@@ -1,0 +1,77 @@
+#define _GNU_SOURCE
+#include "ufs_marks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ufs_calls.h"
+
+ssize_t ufs_mark(const struct ufs_table *table, int fd, const char *path, const char *mark,
+                 void *value, size_t size)
+{
+    char name[sizeof table->prefix + 16];
+
+    snprintf(name, sizeof name, "%s%s", table->prefix, mark);
+    return ufs_get_xattr(fd, path, name, value, size);
+}
+
+bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const char *mark)
+{
+    char value[1];
+
+    return ufs_mark(table, fd, path, mark, value, sizeof value) >= 0 || errno == ERANGE;
+}
+
+char ufs_opaque(const struct ufs_table *table, int fd, const char *path)
+{
+    char value;
+
+    return ufs_mark(table, fd, path, UFS_MARK_OPAQUE, &value, sizeof value) == 1 ? value : 0;
+}
+
+/* struct ovl_fb, fs/overlayfs/overlayfs.h: before a file handle. */
+struct origin {
+    unsigned char version, magic, length, flags, type;
+    unsigned char uuid[UFS_UUID_SIZE];
+} __attribute__((packed));
+
+enum {
+    UFS_ORIGIN_MAGIC = 0xfb,
+    UFS_BIG_ENDIAN = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__,
+    UFS_ANY_ENDIAN = 2,
+    UFS_HANDLE_MAX = 128,
+};
+
+int ufs_origin(const struct ufs_table *table, const void *mark, size_t size, struct stat *status)
+{
+    const struct origin *origin = mark;
+    struct {
+        struct file_handle head;
+        unsigned char data[UFS_HANDLE_MAX];
+    } handle;
+    int fd, failed;
+
+    if (size <= sizeof *origin || origin->version || origin->magic != UFS_ORIGIN_MAGIC
+        || origin->length != size || (origin->flags & ~UFS_ANY_ENDIAN) != UFS_BIG_ENDIAN
+        || size - sizeof *origin > UFS_HANDLE_MAX)
+        return 0;
+    handle.head.handle_bytes = (unsigned)(size - sizeof *origin);
+    handle.head.handle_type = origin->type;
+    memcpy(handle.data, origin + 1, size - sizeof *origin);
+    for (size_t at = 0; at < table->filesystem_count; at++) {
+        if (memcmp(table->filesystems[at].uuid, origin->uuid, UFS_UUID_SIZE))
+            continue;
+        fd = open_by_handle_at(table->filesystems[at].root, &handle.head, O_PATH | O_CLOEXEC);
+        if (fd == -1 && errno != EPERM && errno != ESTALE && errno != EOPNOTSUPP)
+            return -1;
+        if (fd == -1)
+            continue;
+        failed = fstat(fd, status);
+        close(fd);
+        return failed ? -1 : 1;
+    }
+    return 0;
+}

@@ -1,0 +1,30 @@
+/* The marks that a lookup reads, by the rules of unionfs/markers.py. */
+#ifndef UFS_MARKS_H
+#define UFS_MARKS_H
+
+#include "ufs_table.h"
+
+#define UFS_AUFS_PREFIX ".wh."
+#define UFS_AUFS_OPAQUE ".wh..wh..opq"
+#define UFS_FUSE_OVERLAYFS "user.fuseoverlayfs."
+#define UFS_ESCAPE "overlay."
+
+#define UFS_MARK_OPAQUE "opaque"
+#define UFS_MARK_REDIRECT "redirect"
+#define UFS_MARK_IMPURE "impure"
+#define UFS_MARK_ORIGIN "origin"
+#define UFS_MARK_WHITEOUT "whiteout"
+#define UFS_MARK_METACOPY "metacopy"
+
+/* The length of a mark's value, or -1 with errno. */
+ssize_t ufs_mark(const struct ufs_table *table, int fd, const char *path, const char *mark,
+                 void *value, size_t size);
+bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const char *mark);
+
+/* The value of a directory's opaque mark, 'y' or 'x', or 0. */
+char ufs_opaque(const struct ufs_table *table, int fd, const char *path);
+
+/* The lower file that an origin mark names: 1; 0 where none can be told; or -1 with errno. */
+int ufs_origin(const struct ufs_table *table, const void *mark, size_t size, struct stat *status);
+
+#endif

@@ -1,0 +1,1362 @@
+#define _GNU_SOURCE
+#include "ufs_serve.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/fsuid.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "ufs_calls.h"
+#include "ufs_listing.h"
+#include "ufs_marks.h"
+
+enum {
+    UFS_DATA_SIZE = 1 << 20,         /* the most that is read or written by one request */
+    UFS_REQUEST_SIZE = UFS_DATA_SIZE + 8192,
+    UFS_FORWARDED_MAX = 1 << 17,     /* and the most that pyfuse3 is asked to */
+    UFS_CACHED_MAX = 128 << 10,      /* larger files are worth their setting up of passthrough */
+    UFS_COPY_MAX = 64 << 20,         /* bytes that one thread is busy copying */
+    UFS_FORWARD = 1,                 /* instead of a negative errno: pyfuse3 shall answer */
+    UFS_SILENT = 2,                  /* the kernel waits for no reply */
+};
+
+/* linux/fuse.h since Linux 6.9 */
+enum { UFS_FOPEN_NOFLUSH = 1 << 5, UFS_FOPEN_PASSTHROUGH = 1 << 7 };
+struct ufs_backing_map {
+    int32_t fd;
+    uint32_t flags;
+    uint64_t padding;
+};
+#define UFS_BACKING_OPEN _IOW(229, 1, struct ufs_backing_map)
+#define UFS_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
+/* The flags that concern a layer's file; the kernel has others of its own. */
+static const int LAYER_FLAGS =
+    O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC | O_NONBLOCK | O_NOFOLLOW;
+
+struct ufs_pending {
+    struct ufs_pending *next;
+    size_t size;
+    struct fuse_in_header request; /* with what follows it */
+};
+
+/* One request and its reply. */
+struct turn {
+    struct ufs_session *session;
+    struct ufs_table *table;
+    const struct fuse_in_header *in;
+    const void *argument; /* after the header */
+    char *reply;
+    size_t length; /* of the reply */
+    uint64_t invalid; /* a node whose attributes the kernel has to ask for again, or 0 */
+};
+
+/* Replies. */
+
+static void send_reply(const struct ufs_session *session, uint64_t unique, int error,
+                       const void *payload, size_t length)
+{
+    struct fuse_out_header out = {
+        .len = (uint32_t)(sizeof out + length), .error = error, .unique = unique
+    };
+    struct iovec parts[] = { { &out, sizeof out }, { (void *)(uintptr_t)payload, length } };
+    ssize_t written = writev(session->device, parts, length ? 2 : 1);
+
+    (void)written; /* ENOENT: who asked has been interrupted; ENODEV: unmounted */
+}
+
+static void invalidate(const struct ufs_session *session, uint64_t id)
+{
+    struct {
+        struct fuse_out_header head;
+        struct fuse_notify_inval_inode_out body;
+    } note = {
+        .head = { .len = sizeof note, .error = FUSE_NOTIFY_INVAL_INODE },
+        .body = { .ino = id, .off = -1 },
+    };
+    ssize_t written = write(session->device, &note, sizeof note);
+
+    (void)written; /* ENOENT: the kernel has forgotten it */
+}
+
+static void *room(struct turn *turn, size_t size)
+{
+    void *place = turn->reply + turn->length;
+
+    memset(place, 0, size);
+    turn->length += size;
+    return place;
+}
+
+/* As new_encode_dev, linux/kdev_t.h. */
+static uint32_t encoded_device(dev_t device)
+{
+    uint32_t low = minor(device);
+
+    return (low & 0xff) | major(device) << 8 | (low & ~0xffu) << 12;
+}
+
+static dev_t decoded_device(uint32_t device)
+{
+    return makedev((device & 0xfff00) >> 8, (device & 0xff) | (device >> 12 & ~0xffu));
+}
+
+static void fill_attributes(const struct ufs_node *node, const struct stat *status,
+                            struct fuse_attr *attr)
+{
+    *attr = (struct fuse_attr){
+        .ino = node->number,
+        .size = (uint64_t)status->st_size,
+        .blocks = (uint64_t)status->st_blocks,
+        .atime = (uint64_t)status->st_atim.tv_sec,
+        .mtime = (uint64_t)status->st_mtim.tv_sec,
+        .ctime = (uint64_t)status->st_ctim.tv_sec,
+        .atimensec = (uint32_t)status->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)status->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)status->st_ctim.tv_nsec,
+        .mode = status->st_mode,
+        .nlink = node->type == DT_DIR && ufs_is_merged(node) ? 1 : (uint32_t)status->st_nlink,
+        .uid = status->st_uid,
+        .gid = status->st_gid,
+        .rdev = encoded_device(status->st_rdev),
+        .blksize = (uint32_t)status->st_blksize,
+    };
+}
+
+/* The status of a node's file: 0 or -errno. */
+static int read_status(const struct turn *turn, const struct ufs_node *node, struct stat *status)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    const struct ufs_file *file;
+    int fd;
+
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    if (path && !fstatat(fd, path, status, AT_SYMLINK_NOFOLLOW))
+        return 0;
+    if (errno != ENOENT)
+        return -errno;
+    if (node->open) {
+        file = &turn->table->files[node->open->first];
+        if (fstat(node->open->first, status))
+            return -errno;
+        if (file->lower && status->st_nlink)
+            status->st_nlink--;
+        return 0;
+    }
+    if (!node->last)
+        return ufs_is_removed(node) ? -ESTALE : -ENOENT;
+    *status = *node->last;
+    return 0;
+}
+
+static void fill_entry(struct turn *turn, struct ufs_node *node, const struct stat *status,
+                       struct fuse_entry_out *entry)
+{
+    const struct ufs_session *session = turn->session;
+
+    entry->nodeid = node->id;
+    entry->entry_valid = entry->attr_valid = session->seconds;
+    entry->entry_valid_nsec = entry->attr_valid_nsec = session->nanoseconds;
+    fill_attributes(node, status, &entry->attr);
+    node->lookups++;
+}
+
+/* The reply that makes a node known to the kernel. */
+static int tell(struct turn *turn, struct ufs_node *node, const struct stat *status)
+{
+    fill_entry(turn, node, status, room(turn, sizeof(struct fuse_entry_out)));
+    return 0;
+}
+
+static int told_attributes(struct turn *turn, const struct ufs_node *node)
+{
+    struct fuse_attr_out *out = room(turn, sizeof *out);
+    struct stat status;
+    int failed = read_status(turn, node, &status);
+
+    if (failed)
+        return failed;
+    out->attr_valid = turn->session->seconds;
+    out->attr_valid_nsec = turn->session->nanoseconds;
+    fill_attributes(node, &status, &out->attr);
+    return 0;
+}
+
+/* Look a node up again whose places have changed. */
+static int refresh(const struct turn *turn, struct ufs_node *node)
+{
+    struct ufs_node *found;
+    struct stat status;
+    bool filled;
+    int failed;
+
+    if (!(node->flags & UFS_STALE) || !node->names)
+        return 0;
+    failed = refresh(turn, node->names->parent);
+    if (failed)
+        return failed;
+    failed = ufs_find(turn->table, &turn->session->asked, node->names->parent, node->names->text,
+                      &found, &status, &filled);
+    return failed < 0 ? failed : failed == UFS_FOUND ? 0 : -ESTALE;
+}
+
+static int at_node(const struct turn *turn, struct ufs_node **node)
+{
+    *node = ufs_node(turn->table, turn->in->nodeid);
+    return *node ? refresh(turn, *node) : -ESTALE;
+}
+
+/* Names. */
+
+static int on_lookup(struct turn *turn)
+{
+    struct ufs_node *parent, *node;
+    struct fuse_entry_out *absent;
+    struct stat status;
+    bool filled;
+    int found = at_node(turn, &parent);
+
+    if (found)
+        return found;
+    found = ufs_find(turn->table, &turn->session->asked, parent, turn->argument, &node, &status,
+                     &filled);
+    if (found == UFS_ABSENT) {
+        absent = room(turn, sizeof *absent);
+        absent->entry_valid = turn->session->seconds;
+        absent->entry_valid_nsec = turn->session->nanoseconds;
+        return 0;
+    }
+    if (found == UFS_FOUND && !filled)
+        found = read_status(turn, node, &status);
+    return found < 0 ? found : tell(turn, node, &status);
+}
+
+static int on_forget(struct turn *turn)
+{
+    const struct fuse_forget_in *forget = turn->argument;
+    struct ufs_node *node = ufs_node(turn->table, turn->in->nodeid);
+
+    if (node)
+        ufs_forget(turn->table, node, forget->nlookup);
+    return UFS_SILENT;
+}
+
+static int on_batch_forget(struct turn *turn)
+{
+    const struct fuse_batch_forget_in *batch = turn->argument;
+    const struct fuse_forget_one *one = (const void *)(batch + 1);
+    struct ufs_node *node;
+
+    for (uint32_t at = 0; at < batch->count; at++) {
+        node = ufs_node(turn->table, one[at].nodeid);
+        if (node)
+            ufs_forget(turn->table, node, one[at].nlookup);
+    }
+    return UFS_SILENT;
+}
+
+static int on_getattr(struct turn *turn)
+{
+    struct ufs_node *node;
+    int failed = at_node(turn, &node);
+
+    return failed ? failed : told_attributes(turn, node);
+}
+
+static int on_readlink(struct turn *turn)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *node;
+    ssize_t length;
+    int fd, failed = at_node(turn, &node);
+
+    if (failed)
+        return failed;
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    length = path ? readlinkat(fd, path, turn->reply, UFS_PATH_SIZE) : -1;
+    if (length == -1)
+        return -errno;
+    turn->length = (size_t)length;
+    return 0;
+}
+
+/* New names. */
+
+static bool is_for_python(const char *name)
+{
+    return !strncmp(name, UFS_AUFS_PREFIX, sizeof UFS_AUFS_PREFIX - 1)
+           || strlen(name) >= UFS_NAME_SIZE;
+}
+
+/* The path in upper of a name that neither upper nor a lower layer has: 0, or what to return. */
+static int new_path(struct turn *turn, struct ufs_node **parent, const char *name,
+                    char buffer[UFS_PATH_SIZE], char **path)
+{
+    struct stat status;
+    int failed = at_node(turn, parent), below;
+
+    if (failed)
+        return failed;
+    if (!((*parent)->flags & UFS_UPPER) || ufs_is_removed(*parent) || is_for_python(name))
+        return UFS_FORWARD;
+    below = ufs_exists_below(turn->table, *parent, name);
+    if (below)
+        return below == -1 ? -errno : UFS_FORWARD;
+    *path = ufs_upper_path(*parent, name, buffer);
+    if (!*path)
+        return -errno;
+    if (!fstatat(turn->table->layers[0].fd, *path, &status, AT_SYMLINK_NOFOLLOW))
+        return UFS_FORWARD; /* a whiteout, or an error that it knows to give */
+    return errno == ENOENT ? 0 : -errno;
+}
+
+/* Make files as the caller, until become_ourselves; as Operations._creating. */
+static int become(const struct turn *turn, uint32_t mask)
+{
+    const struct fuse_in_header *in = turn->in;
+
+    umask(mask);
+    if (in->uid == geteuid() && in->gid == getegid())
+        return 0;
+    setfsgid(in->gid);
+    setfsuid(in->uid);
+    if ((uint32_t)setfsgid(-1) == in->gid && (uint32_t)setfsuid(-1) == in->uid)
+        return 0;
+    return -EPERM;
+}
+
+static void become_ourselves(void)
+{
+    setfsuid(geteuid());
+    setfsgid(getegid());
+    umask(0);
+}
+
+/* Make the file just created at path a node: 0 or -errno. */
+static int adopt(struct turn *turn, struct ufs_node *parent, const char *name, const char *path,
+                 struct ufs_node **made, struct stat *status)
+{
+    struct ufs_table *table = turn->table;
+    struct ufs_node *node;
+
+    if (fstatat(table->layers[0].fd, path, status, AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    node = ufs_new_node(table, IFTODT(status->st_mode));
+    if (!node)
+        return -ENOMEM;
+    node->flags = UFS_UPPER;
+    node->device = status->st_dev;
+    node->inode = status->st_ino;
+    if (!ufs_number(table, status->st_dev, status->st_ino, &node->number)
+        || ufs_bind(table, node, parent, name)) {
+        ufs_drop_unused(table, node);
+        return -EIO;
+    }
+    ufs_forget_names_above(parent);
+    *made = node;
+    return 0;
+}
+
+static int make_node(struct turn *turn, const char *name, mode_t mode, dev_t device,
+                     uint32_t mask, const char *target)
+{
+    char buffer[UFS_PATH_SIZE], link[UFS_PATH_SIZE + 32], *path;
+    int upper = turn->table->layers[0].fd, failed;
+    struct ufs_node *parent, *node;
+    struct stat status;
+
+    failed = new_path(turn, &parent, name, buffer, &path);
+    if (failed)
+        return failed;
+    failed = become(turn, mask);
+    if (!failed && target)
+        failed = symlinkat(target, upper, path) ? -errno : 0;
+    else if (!failed && S_ISDIR(mode))
+        failed = mkdirat(upper, path, mode & 07777) ? -errno : 0;
+    else if (!failed)
+        failed = mknodat(upper, path, mode, device) ? -errno : 0;
+    become_ourselves();
+    if (!failed)
+        failed = adopt(turn, parent, name, path, &node, &status);
+    if (failed)
+        return failed;
+    if (node->type == DT_DIR && ufs_is_merged(parent)) {
+        /* The layers below do not hold the name anyway, so this may fail. */
+        snprintf(link, sizeof link, "/proc/self/fd/%d/%s", upper, path);
+        snprintf(buffer, sizeof buffer, "%s" UFS_MARK_OPAQUE, turn->table->prefix);
+        if (!lsetxattr(link, buffer, "y", 1, 0))
+            node->flags |= UFS_OPAQUE;
+    }
+    return tell(turn, node, &status);
+}
+
+static int on_mknod(struct turn *turn)
+{
+    const struct fuse_mknod_in *in = turn->argument;
+
+    if (S_ISCHR(in->mode) && !in->rdev)
+        return UFS_FORWARD;
+    return make_node(turn, (const char *)(in + 1), in->mode, decoded_device(in->rdev),
+                     in->umask, NULL);
+}
+
+static int on_mkdir(struct turn *turn)
+{
+    const struct fuse_mkdir_in *in = turn->argument;
+
+    return make_node(turn, (const char *)(in + 1), S_IFDIR | (in->mode & 07777), 0, in->umask, NULL);
+}
+
+static int on_symlink(struct turn *turn)
+{
+    const char *name = turn->argument, *target = name + strlen(name) + 1;
+
+    return make_node(turn, name, S_IFLNK, 0, 0, target);
+}
+
+/* Open files. */
+
+static int layer_flags(const struct ufs_session *session, uint32_t flags)
+{
+    int kept = (int)flags & LAYER_FLAGS;
+
+    /* With its writeback cache the kernel reads what it writes in part, and appends by itself. */
+    if (session->writeback && (kept & O_ACCMODE) != O_RDONLY)
+        kept = (kept & ~(O_ACCMODE | O_APPEND)) | O_RDWR;
+    return kept;
+}
+
+/* Whether reads and writes of a file just opened go to the layer's file without us. A file of a
+ * lower layer may be copied up while it is open, which only we could follow. */
+static bool wants_passthrough(const struct ufs_session *session, const struct ufs_node *node,
+                              int fd, int flags, bool lower)
+{
+    struct stat status;
+
+    if (!session->passthrough)
+        return false;
+    if (node->open)
+        return node->open->backing != 0;
+    if (lower && session->table.has_upper)
+        return false;
+    return (flags & O_ACCMODE) != O_RDONLY || fstat(fd, &status)
+           || status.st_size > UFS_CACHED_MAX;
+}
+
+int ufs_keep_open(struct ufs_session *session, struct ufs_node *node, int fd, int flags,
+                  bool lower)
+{
+    struct ufs_backing_map map = { .fd = fd };
+    bool passes = node->type == DT_REG && wants_passthrough(session, node, fd, flags, lower);
+    int backing = 0;
+
+    if (passes && node->open)
+        backing = node->open->backing;
+    else if (passes)
+        backing = ioctl(session->device, UFS_BACKING_OPEN, &map);
+    if (ufs_opened(&session->table, node, fd, flags & ~O_TRUNC, lower))
+        return -1;
+    /* Refused, as where a layer lies on a stacked filesystem: then by us. */
+    node->open->backing = backing > 0 ? backing : 0;
+    return 0;
+}
+
+static void fill_open(const struct ufs_node *node, int fd, struct fuse_open_out *out)
+{
+    out->fh = (uint64_t)fd;
+    out->open_flags = UFS_FOPEN_NOFLUSH;
+    out->open_flags |= node->open->backing ? (uint32_t)UFS_FOPEN_PASSTHROUGH : FOPEN_KEEP_CACHE;
+    out->padding = (uint32_t)node->open->backing; /* backing_id, since Linux 6.9 */
+}
+
+static int tell_open(struct turn *turn, struct ufs_node *node, int fd, int flags, bool lower)
+{
+    if (ufs_keep_open(turn->session, node, fd, flags, lower)) {
+        close(fd);
+        return -ENOMEM;
+    }
+    fill_open(node, fd, room(turn, sizeof(struct fuse_open_out)));
+    return 0;
+}
+
+/* As the kernel does by itself where a file is truncated by another call than open(2). */
+static void drop_set_id(struct turn *turn, int fd)
+{
+    struct stat status;
+    mode_t kept;
+
+    if (fstat(fd, &status))
+        return;
+    kept = status.st_mode & ~(mode_t)S_ISUID;
+    if (status.st_mode & S_IXGRP)
+        kept &= ~(mode_t)S_ISGID;
+    if (kept != status.st_mode && !fchmod(fd, kept & 07777))
+        turn->invalid = turn->in->nodeid;
+}
+
+static int on_open(struct turn *turn)
+{
+    const struct fuse_open_in *in = turn->argument;
+    int flags = layer_flags(turn->session, in->flags), fd, layer, failed;
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *node;
+    bool lower;
+
+    failed = at_node(turn, &node);
+    if (failed)
+        return failed;
+    lower = !(node->flags & UFS_UPPER);
+    if (ufs_is_removed(node)) {
+        if (!node->open)
+            return -ESTALE;
+        lower = turn->table->files[node->open->first].lower;
+        snprintf(buffer, sizeof buffer, "/proc/self/fd/%d", node->open->first);
+        fd = open(buffer, (flags & ~O_NOFOLLOW) | O_CLOEXEC);
+    } else {
+        if (lower && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC))
+            return UFS_FORWARD;
+        path = ufs_locate(turn->table, node, &layer, buffer);
+        if (!path)
+            return -errno;
+        fd = ufs_open_beneath(layer, path, flags, 0);
+    }
+    if (fd == -1)
+        return -errno;
+    if (flags & O_TRUNC && turn->in->uid)
+        drop_set_id(turn, fd);
+    return tell_open(turn, node, fd, flags, lower);
+}
+
+static int on_create(struct turn *turn)
+{
+    const struct fuse_create_in *in = turn->argument;
+    const char *name = (const char *)(in + 1);
+    int flags = layer_flags(turn->session, in->flags), fd = -1, failed;
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *parent, *node;
+    struct stat status;
+
+    failed = new_path(turn, &parent, name, buffer, &path);
+    if (failed)
+        return failed;
+    failed = become(turn, in->umask);
+    if (!failed) {
+        fd = ufs_open_beneath(turn->table->layers[0].fd, path,
+                              (flags & ~O_TRUNC) | O_CREAT | O_EXCL, in->mode & 07777);
+        failed = fd == -1 ? -errno : 0;
+    }
+    become_ourselves();
+    if (!failed)
+        failed = adopt(turn, parent, name, path, &node, &status);
+    if (failed) {
+        if (fd != -1)
+            close(fd);
+        return failed;
+    }
+    tell(turn, node, &status);
+    return tell_open(turn, node, fd, flags, false);
+}
+
+static int on_release(struct turn *turn)
+{
+    const struct fuse_release_in *in = turn->argument;
+    struct ufs_table *table = turn->table;
+    struct ufs_node *node;
+    int fd = (int)in->fh, backing;
+    struct stat status;
+
+    if (fd < 0 || fd >= table->file_room || !table->files[fd].node)
+        return -EBADF;
+    node = table->files[fd].node;
+    backing = node->open->backing;
+    if (ufs_is_removed(node) && !read_status(turn, node, &status)) {
+        free(node->last);
+        node->last = malloc(sizeof *node->last);
+        if (node->last)
+            *node->last = status;
+    }
+    if (backing && node->open->first == fd && table->files[fd].next == -1)
+        ioctl(turn->session->device, UFS_BACKING_CLOSE, &backing);
+    ufs_closed(table, fd);
+    return 0;
+}
+
+/* These need no lock: while the kernel uses a descriptor, it does not release it. */
+
+static int on_read(struct turn *turn)
+{
+    const struct fuse_read_in *in = turn->argument;
+    size_t size = in->size < UFS_DATA_SIZE ? in->size : UFS_DATA_SIZE;
+    ssize_t length = pread((int)in->fh, turn->reply, size, (off_t)in->offset);
+
+    if (length == -1)
+        return -errno;
+    turn->length = (size_t)length;
+    return 0;
+}
+
+static int on_write(struct turn *turn)
+{
+    const struct fuse_write_in *in = turn->argument;
+    struct fuse_write_out *out = room(turn, sizeof *out);
+    ssize_t length = pwrite((int)in->fh, in + 1, in->size, (off_t)in->offset);
+
+    if (length == -1)
+        return -errno;
+    out->size = (uint32_t)length;
+    return 0;
+}
+
+static int on_lseek(struct turn *turn)
+{
+    const struct fuse_lseek_in *in = turn->argument;
+    struct fuse_lseek_out *out = room(turn, sizeof *out);
+    off_t offset = lseek((int)in->fh, (off_t)in->offset, (int)in->whence);
+
+    if (offset == -1)
+        return -errno;
+    out->offset = (uint64_t)offset;
+    return 0;
+}
+
+static int on_fallocate(struct turn *turn)
+{
+    const struct fuse_fallocate_in *in = turn->argument;
+
+    return fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno : 0;
+}
+
+static int on_copy_file_range(struct turn *turn)
+{
+    const struct fuse_copy_file_range_in *in = turn->argument;
+    struct fuse_write_out *out = room(turn, sizeof *out);
+    off_t from = (off_t)in->off_in, to = (off_t)in->off_out;
+    size_t size = in->len < UFS_COPY_MAX ? in->len : UFS_COPY_MAX;
+    ssize_t length = copy_file_range((int)in->fh_in, &from, (int)in->fh_out, &to, size, 0);
+
+    if (length == -1)
+        return -errno;
+    out->size = (uint32_t)length;
+    return 0;
+}
+
+/* Attributes. */
+
+static int set_times(const struct fuse_setattr_in *in, int fd, const char *path)
+{
+    struct timespec times[2] = {
+        { .tv_sec = (time_t)in->atime, .tv_nsec = in->atimensec },
+        { .tv_sec = (time_t)in->mtime, .tv_nsec = in->mtimensec },
+    };
+
+    if (!(in->valid & FATTR_ATIME))
+        times[0].tv_nsec = UTIME_OMIT;
+    else if (in->valid & FATTR_ATIME_NOW)
+        times[0].tv_nsec = UTIME_NOW;
+    if (!(in->valid & FATTR_MTIME))
+        times[1].tv_nsec = UTIME_OMIT;
+    else if (in->valid & FATTR_MTIME_NOW)
+        times[1].tv_nsec = UTIME_NOW;
+    return utimensat(fd, path, times, AT_SYMLINK_NOFOLLOW);
+}
+
+static int set_size(uint64_t size, int layer, const char *path)
+{
+    int fd = ufs_open_beneath(layer, path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK, 0), failed;
+
+    if (fd == -1)
+        return -1;
+    failed = ftruncate(fd, (off_t)size);
+    close(fd);
+    return failed;
+}
+
+static int on_setattr(struct turn *turn)
+{
+    const struct fuse_setattr_in *in = turn->argument;
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *node;
+    int fd, failed = at_node(turn, &node);
+
+    if (failed)
+        return failed;
+    if (!(in->valid
+          & (FATTR_SIZE | FATTR_UID | FATTR_GID | FATTR_MODE | FATTR_ATIME | FATTR_MTIME)))
+        return told_attributes(turn, node); /* a change time alone, which the layer keeps */
+    if (!(node->flags & UFS_UPPER) || ufs_is_removed(node))
+        return UFS_FORWARD;
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    if (!path)
+        return -errno;
+    if (in->valid & FATTR_SIZE && set_size(in->size, fd, path))
+        return -errno;
+    if (in->valid & (FATTR_UID | FATTR_GID)
+        && fchownat(fd, path, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
+                    in->valid & FATTR_GID ? in->gid : (gid_t)-1, AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    if (in->valid & FATTR_MODE && node->type == DT_LNK)
+        return -EOPNOTSUPP;
+    if (in->valid & FATTR_MODE && fchmodat(fd, path, in->mode & 07777, 0))
+        return -errno;
+    if (in->valid & (FATTR_ATIME | FATTR_MTIME) && set_times(in, fd, path))
+        return -errno;
+    return told_attributes(turn, node);
+}
+
+static bool is_mark(const struct ufs_table *table, const char *name)
+{
+    return !strncmp(name, table->prefix, strlen(table->prefix))
+           || !strncmp(name, UFS_FUSE_OVERLAYFS, sizeof UFS_FUSE_OVERLAYFS - 1);
+}
+
+static int on_getxattr(struct turn *turn)
+{
+    const struct fuse_getxattr_in *in = turn->argument;
+    const char *name = (const char *)(in + 1);
+    char buffer[UFS_PATH_SIZE], *path;
+    struct fuse_getxattr_out *out;
+    struct ufs_node *node;
+    ssize_t length;
+    int fd, failed = at_node(turn, &node);
+
+    if (failed)
+        return failed;
+    if (!turn->session->xattrs || ufs_is_removed(node) || is_mark(turn->table, name))
+        return UFS_FORWARD;
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    length = path ? ufs_get_xattr(fd, path, name, in->size ? turn->reply : NULL, in->size) : -1;
+    if (length == -1)
+        return -errno;
+    turn->length = (size_t)length;
+    if (!in->size) {
+        turn->length = 0;
+        out = room(turn, sizeof *out);
+        out->size = (uint32_t)length;
+    }
+    return 0;
+}
+
+static int on_listxattr(struct turn *turn)
+{
+    const struct fuse_getxattr_in *in = turn->argument;
+    char buffer[UFS_PATH_SIZE], link[UFS_PATH_SIZE + 32], *path, *name, *next;
+    struct fuse_getxattr_out *out;
+    struct ufs_node *node;
+    ssize_t length;
+    size_t kept = 0, size;
+    int fd, failed = at_node(turn, &node);
+
+    if (failed)
+        return failed;
+    if (!turn->session->xattrs || ufs_is_removed(node))
+        return UFS_FORWARD;
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    if (!path)
+        return -errno;
+    snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
+    length = llistxattr(link, turn->reply, XATTR_LIST_MAX);
+    if (length == -1)
+        return -errno;
+    for (name = turn->reply; name < turn->reply + length; name = next) {
+        size = strlen(name) + 1;
+        next = name + size;
+        if (is_mark(turn->table, name)) {
+            if (!strncmp(name + strlen(turn->table->prefix), UFS_ESCAPE, sizeof UFS_ESCAPE - 1))
+                return UFS_FORWARD; /* of a union that is a layer of this one */
+            continue;
+        }
+        memmove(turn->reply + kept, name, size);
+        kept += size;
+    }
+    if (in->size && kept > in->size)
+        return -ERANGE;
+    turn->length = kept;
+    if (!in->size) {
+        turn->length = 0;
+        out = room(turn, sizeof *out);
+        out->size = (uint32_t)kept;
+    }
+    return 0;
+}
+
+/* Names removed and moved. */
+
+/* Keep the status of a node that is about to lose its last name. links: what it has left. */
+static void keep_last(struct ufs_node *node, const struct stat *status, nlink_t links)
+{
+    free(node->last);
+    node->last = malloc(sizeof *node->last);
+    if (!node->last)
+        return;
+    *node->last = *status;
+    node->last->st_nlink = links;
+}
+
+/* A node of upper alone at a name of a directory of upper: 0, or what to return. status: its. */
+static int plain(struct turn *turn, struct ufs_node *parent, const char *name,
+                 struct ufs_node **node, char buffer[UFS_PATH_SIZE], char **path,
+                 struct stat *status)
+{
+    bool filled;
+    int found;
+
+    if (!(parent->flags & UFS_UPPER) || ufs_is_removed(parent) || is_for_python(name))
+        return UFS_FORWARD;
+    found = ufs_find(turn->table, &turn->session->asked, parent, name, node, status, &filled);
+    if (found != UFS_FOUND)
+        return found < 0 ? found : -ENOENT;
+    if (!((*node)->flags & UFS_UPPER) || (*node)->flags & UFS_PINNED || (*node)->lower_count)
+        return UFS_FORWARD;
+    *path = ufs_upper_path(parent, name, buffer);
+    if (!*path || fstatat(turn->table->layers[0].fd, *path, status, AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    return status->st_nlink > 1 && !S_ISDIR(status->st_mode) ? UFS_FORWARD : 0;
+}
+
+static int remove_name(struct turn *turn, bool directory)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    const char *name = turn->argument;
+    struct ufs_node *parent, *node;
+    struct stat status;
+    int failed = at_node(turn, &parent), below;
+
+    if (!failed)
+        failed = plain(turn, parent, name, &node, buffer, &path, &status);
+    if (failed)
+        return failed;
+    below = ufs_exists_below(turn->table, parent, name);
+    if (below || directory != (node->type == DT_DIR))
+        return below == -1 ? -errno : UFS_FORWARD;
+    if (unlinkat(turn->table->layers[0].fd, path, directory ? AT_REMOVEDIR : 0))
+        return directory && errno == ENOTEMPTY ? UFS_FORWARD : -errno;
+    keep_last(node, &status, 0);
+    ufs_forget_names_above(parent);
+    ufs_unbind(turn->table, parent, name);
+    return 0;
+}
+
+static int on_unlink(struct turn *turn)
+{
+    return remove_name(turn, false);
+}
+
+static int on_rmdir(struct turn *turn)
+{
+    return remove_name(turn, true);
+}
+
+/* Rename what is of upper alone and leaves nothing of lower layers to hide. */
+static int rename_plain(struct turn *turn, uint64_t new_parent_id, uint32_t flags,
+                        const char *old_name)
+{
+    const char *new_name = old_name + strlen(old_name) + 1;
+    char old_buffer[UFS_PATH_SIZE], new_buffer[UFS_PATH_SIZE], *old_path, *new_path;
+    int upper = turn->table->layers[0].fd, failed, below;
+    struct ufs_node *old_parent, *new_parent, *old, *new;
+    struct ufs_table *table = turn->table;
+    struct stat old_status, new_status;
+
+    failed = at_node(turn, &old_parent);
+    if (failed)
+        return failed;
+    new_parent = ufs_node(table, new_parent_id);
+    if (!new_parent)
+        return -ESTALE;
+    if (flags & ~RENAME_NOREPLACE || is_for_python(new_name)
+        || !(new_parent->flags & UFS_UPPER) || ufs_is_removed(new_parent))
+        return UFS_FORWARD;
+    failed = plain(turn, old_parent, old_name, &old, old_buffer, &old_path, &old_status);
+    if (failed)
+        return failed;
+    /* A directory needs marks where it goes, a copied-up file where it comes to. */
+    if (old->type == DT_DIR && ufs_is_merged(new_parent) && !(old->flags & UFS_OPAQUE))
+        return UFS_FORWARD;
+    if (old->flags & UFS_ORIGIN && old_parent != new_parent && !(new_parent->flags & UFS_IMPURE))
+        return UFS_FORWARD;
+    below = ufs_exists_below(table, old_parent, old_name);
+    if (!below)
+        below = ufs_exists_below(table, new_parent, new_name);
+    if (below)
+        return below == -1 ? -errno : UFS_FORWARD;
+    new = ufs_child(table, new_parent, new_name);
+    if (new && (new->flags & UFS_PINNED || new->flags & UFS_STALE || new == old))
+        return UFS_FORWARD;
+    new_path = ufs_upper_path(new_parent, new_name, new_buffer);
+    if (!new_path)
+        return -errno;
+    if (!fstatat(upper, new_path, &new_status, AT_SYMLINK_NOFOLLOW)) {
+        if (!new || old->type == DT_DIR || !S_ISREG(new_status.st_mode)
+            || new_status.st_nlink > 1)
+            return UFS_FORWARD;
+    } else if (errno != ENOENT || new) {
+        return UFS_FORWARD;
+    }
+    if (renameat2(upper, old_path, upper, new_path, flags))
+        return -errno;
+    ufs_forget_names_above(old_parent);
+    ufs_forget_names_above(new_parent);
+    old->lookups++; /* it has no name for a moment */
+    ufs_unbind(table, old_parent, old_name);
+    if (new) {
+        keep_last(new, &new_status, 0);
+        ufs_unbind(table, new_parent, new_name);
+    }
+    failed = ufs_bind(table, old, new_parent, new_name) ? -ENOMEM : 0;
+    old->lookups--;
+    return failed;
+}
+
+static int on_rename(struct turn *turn)
+{
+    const struct fuse_rename_in *in = turn->argument;
+
+    return rename_plain(turn, in->newdir, 0, (const char *)(in + 1));
+}
+
+static int on_rename2(struct turn *turn)
+{
+    const struct fuse_rename2_in *in = turn->argument;
+
+    return rename_plain(turn, in->newdir, in->flags, (const char *)(in + 1));
+}
+
+/* Directories: names by the order of their hashes, which are their offsets. So a name that stays
+ * is neither lost nor listed twice, whatever else changes meanwhile, and nothing has to be kept
+ * while a directory is open. */
+
+enum { UFS_DOT = 1, UFS_DOT_DOT = 2, UFS_FIRST_OFFSET = 3 };
+
+static uint64_t offset_of(uint64_t hash)
+{
+    return (hash >> 1) < UFS_FIRST_OFFSET ? UFS_FIRST_OFFSET : hash >> 1;
+}
+
+/* The room for one more name in the reply, or NULL where it is full. */
+static struct fuse_dirent *dirent_room(struct turn *turn, size_t most, size_t length, bool plus,
+                                       struct fuse_entry_out **entry)
+{
+    size_t head = (plus ? sizeof **entry : 0) + FUSE_NAME_OFFSET;
+    size_t size = FUSE_DIRENT_ALIGN(head + length);
+    char *place = turn->reply + turn->length;
+
+    if (turn->length + size > most)
+        return NULL;
+    room(turn, size);
+    *entry = plus ? (struct fuse_entry_out *)place : NULL;
+    return (struct fuse_dirent *)(place + (plus ? sizeof **entry : 0));
+}
+
+static void fill_dirent(struct fuse_dirent *dirent, const char *name, size_t length,
+                        uint64_t number, uint64_t offset, unsigned type)
+{
+    dirent->ino = number;
+    dirent->off = offset;
+    dirent->namelen = (uint32_t)length;
+    dirent->type = type;
+    memcpy(dirent->name, name, length);
+}
+
+/* One name of a directory: 0, UFS_FORWARD where the reply is full, or -errno. */
+static int list_name(struct turn *turn, struct ufs_node *directory, const char *name,
+                     const struct ufs_entry *entry, bool upper, size_t most, bool plus)
+{
+    struct fuse_entry_out *out;
+    struct fuse_dirent *dirent;
+    size_t length = strlen(name);
+    uint64_t number;
+    struct ufs_node *node;
+    struct stat status;
+    bool filled, kept = !upper || (!directory->lower_count && !(directory->flags & UFS_IMPURE));
+    int found;
+
+    /* What upper holds may be a copy from below, whose number it keeps. */
+    if (!plus && kept && !(upper && entry->type == DT_DIR)
+        && ufs_number(turn->table,
+                      turn->table->layers[upper ? 0 : directory->lower[entry->place].layer].device,
+                      entry->inode, &number)) {
+        dirent = dirent_room(turn, most, length, false, &out);
+        if (!dirent)
+            return UFS_FORWARD;
+        fill_dirent(dirent, name, length, number, offset_of(entry->hash), entry->type);
+        return 0;
+    }
+    found = ufs_find(turn->table, &turn->session->asked, directory, name, &node, &status, &filled);
+    if (found == UFS_FOUND && !filled)
+        found = read_status(turn, node, &status) ? UFS_ABSENT : UFS_FOUND;
+    if (found == UFS_ABSENT || found == -ENOENT)
+        return 0; /* removed since it was listed */
+    if (found < 0)
+        return found;
+    dirent = dirent_room(turn, most, length, plus, &out);
+    if (!dirent) {
+        ufs_drop_unused(turn->table, node);
+        return UFS_FORWARD;
+    }
+    fill_dirent(dirent, name, length, node->number, offset_of(entry->hash), node->type);
+    if (out)
+        fill_entry(turn, node, &status, out);
+    else
+        ufs_drop_unused(turn->table, node);
+    return 0;
+}
+
+static int list_dots(struct turn *turn, const struct ufs_node *directory, uint64_t offset,
+                     size_t most, bool plus)
+{
+    const struct ufs_node *parent = directory->names ? directory->names->parent : directory;
+    struct fuse_entry_out *entry; /* all 0: the kernel learns nothing of these */
+    struct fuse_dirent *dirent;
+
+    for (; offset < UFS_DOT_DOT; offset++) {
+        dirent = dirent_room(turn, most, offset + 1, plus, &entry);
+        if (!dirent)
+            return UFS_FORWARD;
+        fill_dirent(dirent, "..", offset + 1, offset ? parent->number : directory->number,
+                    offset + 1, DT_DIR);
+    }
+    return 0;
+}
+
+static size_t first_after(const struct ufs_listing *listing, uint64_t offset)
+{
+    size_t low = 0, high = listing ? listing->count : 0, middle;
+
+    while (low < high) {
+        middle = low + (high - low) / 2;
+        if (offset_of(listing->entries[middle].hash) <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static int list_names(struct turn *turn, struct ufs_node *directory, uint64_t offset, size_t most,
+                      bool plus)
+{
+    const struct ufs_listing *above = directory->above, *below = directory->below;
+    size_t a = first_after(above, offset), b = first_after(below, offset);
+    size_t above_count = above ? above->count : 0, below_count = below ? below->count : 0;
+    const struct ufs_entry *one, *other;
+    int order, listed = 0;
+
+    while (!listed && (a < above_count || b < below_count)) {
+        one = a < above_count ? &above->entries[a] : NULL;
+        other = b < below_count ? &below->entries[b] : NULL;
+        order = !other ? -1 : !one ? 1 : (one->hash > other->hash) - (one->hash < other->hash);
+        if (!order)
+            order = strcmp(above->names + one->name, below->names + other->name);
+        if (order <= 0)
+            a++;
+        if (order >= 0)
+            b++;
+        if (order > 0)
+            listed = list_name(turn, directory, below->names + other->name, other, false, most,
+                               plus);
+        else if (one->type != DT_WHT)
+            listed = list_name(turn, directory, above->names + one->name, one, true, most, plus);
+    }
+    return listed;
+}
+
+static int read_directory(struct turn *turn, bool plus)
+{
+    const struct fuse_read_in *in = turn->argument;
+    size_t most = in->size < UFS_DATA_SIZE ? in->size : UFS_DATA_SIZE;
+    struct ufs_node *directory;
+    int listed = at_node(turn, &directory);
+
+    if (listed)
+        return listed;
+    if (ufs_is_removed(directory))
+        return in->offset ? 0 : list_dots(turn, directory, 0, most, plus);
+    if (directory->lower_count && !directory->below)
+        directory->below = ufs_list_lower(turn->table, directory);
+    if (directory->lower_count && !directory->below)
+        return -errno;
+    if (directory->flags & UFS_UPPER && !directory->above) {
+        directory->above = ufs_list_upper(turn->table, directory);
+        if (!directory->above)
+            return -errno;
+    }
+    listed = list_dots(turn, directory, in->offset, most, plus);
+    if (!listed)
+        listed = list_names(turn, directory, in->offset, most, plus);
+    if (!turn->length)
+        ufs_forget_names_above(directory);
+    return turn->length || listed == UFS_FORWARD ? 0 : listed;
+}
+
+static int on_readdir(struct turn *turn)
+{
+    return read_directory(turn, false);
+}
+
+static int on_readdirplus(struct turn *turn)
+{
+    return read_directory(turn, true);
+}
+
+/* May take long, so it keeps the lock no longer than it needs a path. */
+static int on_fsyncdir(struct turn *turn)
+{
+    char buffer[UFS_PATH_SIZE], *path = NULL;
+    struct ufs_node *node;
+    int fd, failed;
+
+    pthread_mutex_lock(&turn->table->lock);
+    failed = at_node(turn, &node);
+    if (!failed && node->flags & UFS_UPPER && turn->session->syncs)
+        path = ufs_upper_path(node, NULL, buffer);
+    pthread_mutex_unlock(&turn->table->lock);
+    if (failed || !path)
+        return failed;
+    fd = ufs_open_beneath(turn->table->layers[0].fd, path, O_RDONLY | O_DIRECTORY, 0);
+    failed = fd == -1 || fsync(fd) ? -errno : 0;
+    if (fd != -1)
+        close(fd);
+    return failed;
+}
+
+/* What the kernel asks once and, told that we have none, never again. */
+static int on_nothing(struct turn *turn)
+{
+    (void)turn;
+    return -ENOSYS;
+}
+
+static int on_interrupt(struct turn *turn)
+{
+    (void)turn;
+    return UFS_SILENT;
+}
+
+/* The closed list of what is answered here. size: of the fixed part of the argument, bytes.
+ * names: how many strings follow. */
+struct handler {
+    int (*answer)(struct turn *turn);
+    unsigned size, names;
+    bool locks, comes_back;
+};
+
+static const struct handler handlers[] = {
+    [FUSE_LOOKUP] = { on_lookup, 0, 1, true, false },
+    [FUSE_FORGET] = { on_forget, sizeof(struct fuse_forget_in), 0, true, false },
+    [FUSE_GETATTR] = { on_getattr, sizeof(struct fuse_getattr_in), 0, true, false },
+    [FUSE_SETATTR] = { on_setattr, sizeof(struct fuse_setattr_in), 0, true, true },
+    [FUSE_READLINK] = { on_readlink, 0, 0, true, false },
+    [FUSE_SYMLINK] = { on_symlink, 0, 2, true, false },
+    [FUSE_MKNOD] = { on_mknod, sizeof(struct fuse_mknod_in), 1, true, false },
+    [FUSE_MKDIR] = { on_mkdir, sizeof(struct fuse_mkdir_in), 1, true, false },
+    [FUSE_UNLINK] = { on_unlink, 0, 1, true, false },
+    [FUSE_RMDIR] = { on_rmdir, 0, 1, true, false },
+    [FUSE_RENAME] = { on_rename, sizeof(struct fuse_rename_in), 2, true, false },
+    [FUSE_OPEN] = { on_open, sizeof(struct fuse_open_in), 0, true, true },
+    [FUSE_READ] = { on_read, sizeof(struct fuse_read_in), 0, false, false },
+    [FUSE_WRITE] = { on_write, sizeof(struct fuse_write_in), 0, false, false },
+    [FUSE_RELEASE] = { on_release, sizeof(struct fuse_release_in), 0, true, false },
+    [FUSE_GETXATTR] = { on_getxattr, sizeof(struct fuse_getxattr_in), 1, true, false },
+    [FUSE_LISTXATTR] = { on_listxattr, sizeof(struct fuse_getxattr_in), 0, true, false },
+    [FUSE_FLUSH] = { on_nothing, 0, 0, false, false },
+    [FUSE_OPENDIR] = { on_nothing, 0, 0, false, false },
+    [FUSE_READDIR] = { on_readdir, sizeof(struct fuse_read_in), 0, true, false },
+    [FUSE_FSYNCDIR] = { on_fsyncdir, 0, 0, false, false },
+    [FUSE_CREATE] = { on_create, sizeof(struct fuse_create_in), 1, true, true },
+    [FUSE_INTERRUPT] = { on_interrupt, 0, 0, false, false },
+    [FUSE_BATCH_FORGET] = { on_batch_forget, sizeof(struct fuse_batch_forget_in), 0, true, false },
+    [FUSE_FALLOCATE] = { on_fallocate, sizeof(struct fuse_fallocate_in), 0, false, false },
+    [FUSE_READDIRPLUS] = { on_readdirplus, sizeof(struct fuse_read_in), 0, true, false },
+    [FUSE_RENAME2] = { on_rename2, sizeof(struct fuse_rename2_in), 2, true, false },
+    [FUSE_LSEEK] = { on_lseek, sizeof(struct fuse_lseek_in), 0, false, false },
+    [FUSE_COPY_FILE_RANGE] = { on_copy_file_range, sizeof(struct fuse_copy_file_range_in), 0,
+                               false, false },
+};
+
+static const struct handler *handler_of(const struct fuse_in_header *in)
+{
+    const struct handler *handler;
+
+    if (in->opcode >= sizeof handlers / sizeof *handlers)
+        return NULL;
+    handler = &handlers[in->opcode];
+    return handler->answer ? handler : NULL;
+}
+
+/* Whether a request is as long as it has to be, and its strings end. */
+static bool is_whole(const struct handler *handler, const struct fuse_in_header *in, size_t size)
+{
+    const char *at = (const char *)(in + 1) + handler->size, *end = (const char *)in + size;
+
+    if (in->len != size || at > end)
+        return false;
+    for (unsigned names = handler->names; names; names--) {
+        at = memchr(at, '\0', (size_t)(end - at));
+        if (!at)
+            return false;
+        at++;
+    }
+    if (in->opcode == FUSE_WRITE)
+        return ((const struct fuse_write_in *)(in + 1))->size <= (size_t)(end - at);
+    if (in->opcode == FUSE_BATCH_FORGET)
+        return ((const struct fuse_batch_forget_in *)(in + 1))->count
+               <= (size_t)(end - at) / sizeof(struct fuse_forget_one);
+    return true;
+}
+
+/* Pass a request on to pyfuse3; what may come back is kept. */
+static void forward(struct ufs_session *session, const struct handler *handler,
+                    const struct fuse_in_header *in, size_t size)
+{
+    struct ufs_pending *pending;
+
+    if (size > UFS_FORWARDED_MAX) {
+        send_reply(session, in->unique, -EIO, NULL, 0);
+        return;
+    }
+    if (handler && handler->comes_back) {
+        pending = malloc(sizeof *pending + size);
+        if (!pending) {
+            send_reply(session, in->unique, -ENOMEM, NULL, 0);
+            return;
+        }
+        pending->size = size;
+        memcpy(&pending->request, in, size);
+        pthread_mutex_lock(&session->pending_lock);
+        pending->next = session->pending;
+        session->pending = pending;
+        pthread_mutex_unlock(&session->pending_lock);
+    }
+    if (send(session->socket, in, size, MSG_NOSIGNAL) == -1)
+        send_reply(session, in->unique, -EIO, NULL, 0);
+}
+
+/* back: whether it comes back from pyfuse3, which has no other way to answer it. */
+static void answer(struct ufs_session *session, const struct fuse_in_header *in, size_t size,
+                   char *reply, bool back)
+{
+    const struct handler *handler = handler_of(in);
+    struct turn turn = {
+        .session = session, .table = &session->table, .in = in, .argument = in + 1, .reply = reply
+    };
+    int result;
+
+    if (!handler) {
+        forward(session, NULL, in, size);
+        return;
+    }
+    if (!is_whole(handler, in, size)) {
+        send_reply(session, in->unique, -EINVAL, NULL, 0);
+        return;
+    }
+    if (handler->locks)
+        pthread_mutex_lock(&session->table.lock);
+    result = handler->answer(&turn);
+    if (handler->locks)
+        pthread_mutex_unlock(&session->table.lock);
+    if (turn.invalid)
+        invalidate(session, turn.invalid);
+    if (result == UFS_FORWARD && !back)
+        forward(session, handler, in, size);
+    else if (result == UFS_FORWARD)
+        send_reply(session, in->unique, -EIO, NULL, 0);
+    else if (result != UFS_SILENT)
+        send_reply(session, in->unique, result, reply, result ? 0 : turn.length);
+}
+
+int ufs_serve(struct ufs_session *session)
+{
+    char *request = malloc(UFS_REQUEST_SIZE), *reply = malloc(UFS_REQUEST_SIZE);
+    ssize_t length = -1;
+
+    while (request && reply) {
+        length = read(session->device, request, UFS_REQUEST_SIZE);
+        if (length == -1 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
+            continue;
+        if (length < (ssize_t)sizeof(struct fuse_in_header))
+            break;
+        answer(session, (const struct fuse_in_header *)request, (size_t)length, reply, false);
+    }
+    free(request);
+    free(reply);
+    return length == -1 && errno == ENODEV ? 0 : -1;
+}
+
+static struct ufs_pending *take_pending(struct ufs_session *session, uint64_t unique)
+{
+    struct ufs_pending **link, *found;
+
+    pthread_mutex_lock(&session->pending_lock);
+    for (link = &session->pending; *link && (*link)->request.unique != unique;)
+        link = &(*link)->next;
+    found = *link;
+    if (found)
+        *link = found->next;
+    pthread_mutex_unlock(&session->pending_lock);
+    return found;
+}
+
+/* A file that Python has made is passed through to as well. */
+static void finish_create(struct ufs_session *session, char *reply, size_t size)
+{
+    struct fuse_entry_out *entry = (void *)(reply + sizeof(struct fuse_out_header));
+    struct fuse_open_out *out = (void *)(entry + 1);
+    struct ufs_node *node;
+
+    if (size < sizeof(struct fuse_out_header) + sizeof *entry + sizeof *out)
+        return;
+    pthread_mutex_lock(&session->table.lock);
+    node = ufs_node(&session->table, entry->nodeid);
+    if (node && node->open)
+        fill_open(node, (int)out->fh, out);
+    pthread_mutex_unlock(&session->table.lock);
+}
+
+int ufs_carry(struct ufs_session *session)
+{
+    char *message = malloc(UFS_REQUEST_SIZE), *reply = malloc(UFS_REQUEST_SIZE);
+    struct fuse_out_header *out = (void *)message;
+    struct ufs_pending *pending;
+    ssize_t length = -1, written;
+
+    while (message && reply) {
+        length = recv(session->socket, message, UFS_REQUEST_SIZE, 0);
+        if (length == -1 && errno == EINTR)
+            continue;
+        if (length < (ssize_t)sizeof *out)
+            break;
+        pending = out->unique ? take_pending(session, out->unique) : NULL;
+        if (pending && out->error == -UFS_REDO) {
+            answer(session, &pending->request, pending->size, reply, true);
+        } else {
+            if (pending && pending->request.opcode == FUSE_CREATE && !out->error)
+                finish_create(session, message, (size_t)length);
+            written = write(session->device, message, (size_t)length);
+            (void)written; /* ENOENT: interrupted, or the kernel has forgotten the node */
+        }
+        free(pending);
+    }
+    free(message);
+    free(reply);
+    return length == 0 ? 0 : -1;
+}
+
+void ufs_forget_pending(struct ufs_session *session)
+{
+    struct ufs_pending *next;
+
+    for (; session->pending; session->pending = next) {
+        next = session->pending->next;
+        free(session->pending);
+    }
+}

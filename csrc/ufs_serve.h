@@ -1,0 +1,37 @@
+/* The fast path: requests of the kernel that are answered from the table, without Python. */
+#ifndef UFS_SERVE_H
+#define UFS_SERVE_H
+
+#include "ufs_find.h"
+
+/* The errno of a reply that says: what was in the way is done, answer the request yourself. */
+enum { UFS_REDO = 530 };
+
+struct ufs_pending;
+
+struct ufs_session {
+    struct ufs_table table;
+    struct ufs_asked asked;
+    int device; /* /dev/fuse; not ours to close */
+    int socket; /* to pyfuse3; not ours to close */
+    bool passthrough, writeback, xattrs, syncs;
+    uint64_t seconds; /* that the kernel may keep what it is told */
+    uint32_t nanoseconds;
+    pthread_mutex_t pending_lock;
+    struct ufs_pending *pending; /* forwarded requests that may come back */
+};
+
+/* Answer requests until the mount is gone: 0, or -1 with errno. Several threads may. */
+int ufs_serve(struct ufs_session *session);
+
+/* Carry pyfuse3's replies to the kernel until the socket is shut down. */
+int ufs_carry(struct ufs_session *session);
+
+/* Note an open file, as ufs_opened, and set up passthrough to it where that pays. The caller holds
+ * the table's lock. 0, or -1 with errno. */
+int ufs_keep_open(struct ufs_session *session, struct ufs_node *node, int fd, int flags,
+                  bool lower);
+
+void ufs_forget_pending(struct ufs_session *session);
+
+#endif

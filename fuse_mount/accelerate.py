@@ -1,0 +1,326 @@
+"""The fast path joined to the filesystem: what C answers alone, and what it shares with Python.
+
+csrc/ owns /dev/fuse and a table of the nodes that the kernel knows. It answers a closed list of
+plain requests from that; all others go to pyfuse3, and so to `operations`, unchanged. The table is
+the one truth: here its nodes become `resolve.Node`s for as long as a request needs them, and what
+the library changes in those is written back before C may look again. Both hold the table's lock
+while they read or change it, and Python lets go of it wherever it waits.
+
+A node that Python has is pinned: C leaves its names alone until Python is done with it. Where a
+request has lost what made it one for Python, as the opening of a file that is copied up by now, it
+is handed back to C.
+
+Cost: a few microseconds a request that C answers; one that it does not costs a hop through a socket
+and the making of its nodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, NoReturn, final
+
+import pyfuse3
+
+from fuse_mount.inodes import ROOT_ID, File, Inode, Inodes
+from unionfs import markers, resolve
+from unionfs.place import Place
+from unionfs.resolve import Node
+from unionfs.stack import LayerStack
+from unionfs.system import NATIVE
+
+AVAILABLE: bool = False
+try:
+    from fuse_mount import _fast
+except ImportError:
+    pass
+else:
+    AVAILABLE = NATIVE  # the environment may rule out extensions
+
+Find = Callable[[Inode, str], Inode | None]
+
+_Facts = tuple[int, int, int, int, tuple[tuple[int, str], ...], bytes | None]
+"""Flags, device, inode, number, places and redirect of a node, as the table keeps them."""
+
+_SYS_ADMIN: Final = 1 << 21
+_INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
+"""The inode of /proc/self/ns/user there (linux/proc_ns.h, PROC_USER_INIT_INO)."""
+
+
+def serves(stack: LayerStack) -> bool:
+    """Whether the fast path knows all that the options of a stack ask for.
+
+    Not `debug`: libfuse shows each request that it sees. Not `index`: which names are one file, the
+    library has to look up.
+    """
+    options = stack.options
+    mapped = options.uidmapping or options.gidmapping
+    squashed = (
+        options.squash_to_root
+        or options.squash_to_uid is not None
+        or options.squash_to_gid is not None
+    )
+    return AVAILABLE and not stack.indexes and not (
+        mapped or squashed or options.static_nlink or options.debug
+    )
+
+
+def may_pass_through() -> bool:
+    """Whether this process may have the kernel read and write layers' files without us.
+
+    Asks for CAP_SYS_ADMIN in the first user namespace (fs/fuse/passthrough.c).
+    """
+    if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
+        return False
+    with open("/proc/self/status", encoding="ascii") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return bool(int(fields["CapEff"], 16) & _SYS_ADMIN)
+
+
+@final
+class TableInodes(Inodes):
+    """The inodes of a stack in C's table.
+
+    find: `Operations.find`, for the names that only the library can look up.
+    passthrough, writeback: what the mount and the kernel have agreed on.
+    """
+
+    def __init__(
+        self, stack: LayerStack, find: Find, *, timeout: float, passthrough: bool, writeback: bool
+    ) -> None:
+        self._stack = stack
+        self._find = find
+        self._users = 0
+        self._loaded: dict[int, Inode] = {}
+        self._nodes: dict[Node, Inode] = {}
+        self._told: dict[int, _Facts] = {}
+        options = stack.options
+        self._roots: list[int] = []
+        self.table = _fast.Table(
+            layers=[(layer.fd, layer.device) for layer in stack.layers],
+            filesystems=self._filesystems(),
+            prefix=stack.prefix.encode(),
+            ask=self._ask,
+            has_upper=stack.upper is not None,
+            passthrough=passthrough,
+            writeback=writeback,
+            xattrs=not (options.noxattrs or options.noacl),
+            syncs=options.fsync and not options.volatile,
+            timeout=timeout,
+        )
+        self._keep(ROOT_ID, resolve.root(stack))
+        self._write_back()
+        self.root = self._loaded[ROOT_ID]
+
+    def _filesystems(self) -> list[tuple[int, int, int, bytes]]:
+        """Device, mask of numbers, a root to open handles by, and UUID of each."""
+        found: dict[int, tuple[int, int, int, bytes]] = {}
+        numbers = self._stack.numbers
+        for layer in self._stack.layers:
+            device = os.fstat(layer.fd).st_dev
+            if device not in found:
+                # open_by_handle_at(2) takes no O_PATH descriptor
+                root = os.open(f"/proc/self/fd/{layer.fd}", os.O_RDONLY | os.O_DIRECTORY)
+                self._roots.append(root)
+                mask = numbers.number((device, 0))
+                found[device] = device, mask, root, numbers.uuid(device)
+        return list(found.values())
+
+    # What Python has of the table.
+
+    def _keep(self, number: int, node: Node) -> Inode:
+        inode = Inode(number, node)
+        self._loaded[number] = inode
+        self._nodes[node] = inode
+        self.table.pin(number)
+        return inode
+
+    def __getitem__(self, number: int) -> Inode:
+        inode = self._loaded.get(number)
+        return self._load(number) if inode is None else inode
+
+    def _load(self, number: int) -> Inode:
+        kind, flags, device, file, _, names, places, redirect = self.table.facts(number)
+        parents = [(self[parent].node, name) for parent, name in names]
+        layers = self._stack.layers
+        if flags & _fast.STALE and parents:
+            found = resolve.lookup(self._stack, *parents[0])
+            if found is None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            found.names = parents
+            return self._keep(number, found)
+        node = Node(
+            parents,
+            kind << 12,
+            (device, file),
+            upper=bool(flags & _fast.UPPER),
+            lower=tuple(Place(layers[layer], path) for layer, path in places),
+            marks=markers.Marks(
+                opaque=bool(flags & _fast.OPAQUE),
+                redirect=None if redirect is None else os.fsdecode(redirect),
+                impure=bool(flags & _fast.IMPURE),
+            ),
+            origin=bool(flags & _fast.ORIGIN),
+        )
+        node.is_root = number == ROOT_ID
+        self._told[number] = self._facts(node)
+        return self._keep(number, node)
+
+    def _facts(self, node: Node) -> _Facts:
+        flags = (
+            _fast.UPPER * node.upper
+            | _fast.OPAQUE * node.opaque
+            | _fast.IMPURE * node.impure
+            | _fast.ORIGIN * node.origin
+        )
+        layers = self._stack.layers
+        places = tuple((layers.index(place.layer), place.path) for place in node.lower)
+        redirect = None if node.redirect is None else os.fsencode(node.redirect)
+        return flags, *node.file, self._stack.numbers.number(node.file), places, redirect
+
+    def _write_back(self) -> None:
+        """Bring the table up to date with what the library has changed."""
+        for number, inode in self._loaded.items():
+            facts = self._facts(inode.node)
+            if self._told.get(number) != facts:
+                self.table.put(number, *facts)
+                self._told[number] = facts
+
+    def _leave(self) -> None:
+        """Write back, and let go of the nodes that no request needs any more."""
+        self._write_back()
+        if not self._users:
+            loaded, self._loaded = self._loaded, {}
+            self._nodes.clear()
+            self._told.clear()
+            for number in loaded:
+                self.table.unpin(number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.table.lock()
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            try:
+                self._leave()
+            finally:
+                self.table.unlock()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        self._write_back()
+        self.table.unlock()
+        try:
+            yield
+        finally:
+            self.table.lock()
+
+    def hand_back(self) -> NoReturn:
+        raise pyfuse3.FUSEError(_fast.REDO)
+
+    def _ask(self, parent: int, name: bytes) -> int:
+        """Called by C, which holds the lock: the ID at a name, 0 for none, or -errno.
+
+        Counted as told, so that the node outlives this call.
+        """
+        self._users += 1
+        try:
+            inode = self._find(self[parent], os.fsdecode(name))
+            if inode is None:
+                return 0
+            self.told(inode)
+            return inode.id
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        finally:
+            self._users -= 1
+            self._leave()
+
+    # Names.
+
+    def known(self, parent: Inode, name: str) -> Inode | None:
+        number = self.table.child(parent.id, os.fsencode(name))
+        return self[number] if number else None
+
+    def child(self, parent: Inode, name: str, node: Node, status: os.stat_result) -> Inode:
+        file = self._linked_file(node, status)
+        linked = 0 if file is None else self.table.linked(*file)
+        if linked:
+            inode = self[linked]
+            inode.node.names.append((parent.node, name))
+            self.table.bind(linked, parent.id, os.fsencode(name))
+            return inode
+        inode = self._keep(self.table.new(node.kind >> 12), node)
+        self._write_back()
+        self.table.bind(inode.id, parent.id, os.fsencode(name))
+        self.link(inode, status)
+        return inode
+
+    def bind(self, parent: Inode, name: str, inode: Inode) -> None:
+        self.table.bind(inode.id, parent.id, os.fsencode(name))
+        self.made(parent)
+
+    def unbind(self, parent: Inode, name: str) -> None:
+        self.table.unbind(parent.id, os.fsencode(name))
+        self.made(parent)
+
+    def made(self, parent: Inode) -> None:
+        self.table.changed(parent.id)
+
+    def removed(self, inode: Inode, last: os.stat_result) -> None:
+        inode.last = last
+        self.table.set_last(
+            inode.id,
+            last.st_mode,
+            last.st_nlink,
+            last.st_uid,
+            last.st_gid,
+            last.st_rdev,
+            last.st_size,
+            last.st_blocks,
+            last.st_blksize,
+            last.st_atime_ns,
+            last.st_mtime_ns,
+            last.st_ctime_ns,
+        )
+
+    def link(self, inode: Inode, status: os.stat_result) -> None:
+        file = self._linked_file(inode.node, status)
+        if file is not None:
+            self.table.link(inode.id, *file)
+
+    def above(self, inode: Inode) -> Iterator[Inode]:
+        node = inode.node
+        while node.names:
+            node = node.names[0][0]
+            yield self._nodes[node]
+
+    def told(self, inode: Inode) -> None:
+        self.table.tell(inode.id)
+
+    def drop_unused(self, inode: Inode) -> None:
+        """Nothing: those end when they are let go of."""
+
+    # Open files.
+
+    def files(self, inode: Inode) -> list[File]:
+        return [
+            File(inode, fd, flags, lower=lower) for fd, flags, lower in self.table.files(inode.id)
+        ]
+
+    def opened(self, inode: Inode, fd: int, flags: int) -> None:
+        self.table.opened(inode.id, fd, flags)
+
+    def followed(self, file: File) -> None:
+        file.lower = False
+        self.table.followed(file.fd)
+
+    def close(self) -> None:
+        for root in self._roots:
+            os.close(root)
+        self._roots.clear()
