@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, final
 
-from unionfs import markers, resolve, system
+from unionfs import index, markers, resolve, system
 from unionfs.copyup import restore_times
-from unionfs.index import LINKS_MARK
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat
 from unionfs.resolve import Node
@@ -40,6 +39,7 @@ Kind = Literal[
     "foreign mark",
     "AUFS name",
     "leftover",
+    "orphaned index entry",
     "volatile",
 ]
 """What is wrong.
@@ -48,7 +48,8 @@ stray whiteout: it hides nothing. dangling redirect: no layer below holds its ta
 no value that a union writes. broken origin: the mark names a file that is gone. metadata without
 data: no layer below holds the data. foreign mark: it has a meaning to another program or for a
 mount with other options, and not here. AUFS name: an overlayfs mount shows it as a file. leftover:
-it was being made when its writer died. volatile: a mount without fsync did not end.
+it was being made when its writer died. orphaned index entry: it is the copy of a file that has no
+name any more. volatile: a mount without fsync did not end.
 """
 
 
@@ -82,6 +83,7 @@ def check(stack: LayerStack, *, repair: bool = False) -> Iterator[Finding]:
         if stack.upper is not None and stack.work is not None:
             hold(stack.work, stack.upper.path, held)
             yield from _check_work(stack.work, repair)
+            yield from _check_index(stack, repair)
         for layer in stack.layers:
             yield from _Check(stack, layer, repair and layer.writable).run()
 
@@ -99,6 +101,21 @@ def _check_work(work: str, repair: bool) -> Iterator[Finding]:
     if os.path.lexists(volatile):
         words = "was mounted volatile and may lack data after a crash; remove this if none occurred"
         yield Finding("volatile", volatile, words)
+
+
+def _check_index(stack: LayerStack, repair: bool) -> Iterator[Finding]:
+    if stack.index is None:
+        return
+    for name, _, _ in sorted(system.list_dir(stack.index.fd, "")):
+        path = os.path.join(stack.index.path, name)
+        try:
+            if index.is_sound(stack, name):
+                continue
+        except OSError as error:
+            yield Finding("foreign mark", path, error.strerror or os.strerror(error.errno or 0))
+            continue
+        discard = "remove it", partial(index.discard, stack, name)
+        yield _reported("orphaned index entry", path, "no name of a file needs it", discard, repair)
 
 
 def _listed(directory: str) -> list[str]:
@@ -309,7 +326,7 @@ class _Check:
         elif mark == markers.OPAQUE and value not in _OPAQUE_VALUES:
             words = f"{value!r} is no value of an opaque mark"
             yield self._found("corrupt mark", place, words, self._unmark(place, mark))
-        elif mark == markers.NLINK and not LINKS_MARK.fullmatch(value):
+        elif mark == markers.NLINK and not index.LINKS_MARK.fullmatch(value):
             words = f"{value!r} is no number of links"
             yield self._found("corrupt mark", place, words, self._unmark(place, mark))
         elif mark == markers.METACOPY and not _is_metacopy(value):

@@ -58,8 +58,8 @@ def prepare(stack: LayerStack) -> None:
         if not system.get_xattr(root_fd, "", stack.prefix + mark):
             system.set_xattr(root_fd, "", stack.prefix + mark, value)
     for name, _, _ in system.list_dir(_fd(stack), ""):
-        if not _is_sound(stack, name):
-            _discard(stack, name)
+        if not is_sound(stack, name):
+            discard(stack, name)
 
 
 def _identities(stack: LayerStack) -> list[tuple[str, int, str, int]]:
@@ -77,17 +77,20 @@ def _fd(stack: LayerStack) -> int:
     return stack.index.fd
 
 
-def _discard(stack: LayerStack, name: str) -> None:
+def discard(stack: LayerStack, name: str) -> None:
+    """Remove an entry."""
     try:
         os.unlink(name, dir_fd=_fd(stack))
     except IsADirectoryError:
         shutil.rmtree(name, dir_fd=_fd(stack))
 
 
-def _is_sound(stack: LayerStack, name: str) -> bool:
+def is_sound(stack: LayerStack, name: str) -> bool:
     """Whether an entry may stay: the copy of a lower file of that handle, with names to show.
 
     A directory's entry, which the kernel makes for NFS, and a whiteout are not looked into.
+
+    Raises OSError EINVAL, ENODATA for what no union of this machine has put there.
     """
     if name.startswith("#"):  # something that was never finished
         return False

@@ -24,7 +24,7 @@ from tests.tree import (
     there,
     whiteout,
 )
-from unionfs import LayerStack, fsck
+from unionfs import LayerStack, MountOptions, fsck
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes whiteouts and mounts")
 pytestmark = needs_root
@@ -202,6 +202,35 @@ def test_what_a_killed_writer_left(layers: Layers) -> None:
     check(layers, repair=True)
     assert os.listdir(f"{layers.work}/work") == []
     assert found(layers) == []
+
+
+def test_a_copy_in_the_index_that_has_no_name(layers: Layers) -> None:
+    """As after its name in upper was removed by hand, and its lower file too."""
+    os.link(f"{layers.lower[0]}/file", f"{layers.lower[0]}/linked")
+    options = f"{layers.options},index=on"
+    subprocess.run(["mount", "-t", "overlay", "none", "-o", options, layers.target], check=True)
+    try:
+        os.chmod(f"{layers.target}/file", 0o600)
+    finally:
+        subprocess.run(["umount", layers.target], check=True)
+
+    def findings(*, repair: bool = False) -> list[fsck.Finding]:
+        indexed = MountOptions(index=True)
+        with LayerStack(layers.lower, layers.upper, layers.work, options=indexed) as stack:
+            return list(fsck.check(stack, repair=repair))
+
+    assert findings() == []
+    os.unlink(f"{layers.upper}/file")
+    for name in ("file", "linked"):
+        os.unlink(f"{layers.lower[0]}/{name}")
+    (entry,) = os.listdir(f"{layers.work}/index")
+    (found,) = findings(repair=True)
+    assert (found.kind, found.path) == ("orphaned index entry", f"{layers.work}/index/{entry}")
+    assert found.repaired
+    assert findings() == []
+    Path(f"{layers.work}/index/noise").touch()
+    (found,) = findings(repair=True)
+    assert (found.kind, found.remedy) == ("foreign mark", None)
 
 
 def test_a_volatile_mount_that_did_not_end(layers: Layers) -> None:
