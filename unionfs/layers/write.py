@@ -98,7 +98,8 @@ def _entries(stack: LayerStack) -> Iterator[tuple[Entry, Node | None]]:
             yield entry_of(stack, node, f"{path or '.'}/"), node
         elif node is not None and node.kind != stat.S_IFSOCK:
             entry = entry_of(stack, node, path)
-            first = links.setdefault(file_id(resolve.top(stack, node).status()), path)
+            status = resolve.top(stack, node).status()
+            first = links.setdefault(file_id(status), path) if status.st_nlink > 1 else path
             if first != path:
                 entry = replace(entry, kind=HARD_LINK, target=first, size=0, xattrs={})
             yield entry, node

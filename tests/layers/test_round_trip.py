@@ -1,0 +1,228 @@
+"""Random layers, written and applied again, show what they did: by kernel overlayfs and by us.
+
+Kernel overlayfs mounts the layer as it was and as it came back, over the same base, and the two
+trees must be equal file by file. The archive of what came back must be the first one again.
+"""
+
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conformance.doors import Folder
+from tests.tree import (
+    MARKS,
+    Node,
+    Seen,
+    Snapshot,
+    Tree,
+    acl,
+    build,
+    device,
+    differences,
+    directory,
+    fifo,
+    file,
+    hard_link,
+    opaque,
+    redirect,
+    snapshot,
+    socket_node,
+    sparse,
+    symlink,
+    there,
+    whiteout,
+)
+from unionfs import LayerStack, UnionFS, markers, mount
+from unionfs.layers import Compression, apply_layer, write_layer
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+
+_ACL = acl(("user_obj", 0, 7), ("user", 9, 5), ("group_obj", 0, 5), ("mask", 0, 5), ("other", 0, 4))
+_CAPABILITY = bytes.fromhex("0100000200200000" + "00" * 12)
+
+NAMES = st.sampled_from(["a", "b", "c", "a-b", "é", "\udcff", "n" * 80, "line\nbreak"])
+OWNERS = st.sampled_from([0, 1000, 3_000_000])
+MODES = st.sampled_from([0o644, 0o4755, 0o1777, 0o000])
+XATTRS = st.dictionaries(
+    st.sampled_from(["user.note", "security.capability", "system.posix_acl_access"]),
+    st.just(b""),
+    max_size=2,
+).map(
+    lambda names: {
+        name: {"security.capability": _CAPABILITY, "system.posix_acl_access": _ACL}.get(
+            name, b"\0\xff=\n"
+        )
+        for name in names
+    }
+)
+FILES = st.one_of(
+    st.builds(file, st.binary(max_size=2000), MODES, OWNERS, OWNERS, XATTRS),
+    st.builds(lambda at, data: sparse(1 << 17, (at, data)), st.integers(0, 1 << 16), st.binary()),
+    st.builds(symlink, st.text("ab/.", min_size=1, max_size=150), OWNERS, OWNERS),
+    st.just(device(stat.S_IFBLK, 200, 1 << 10)),
+    st.just(device(stat.S_IFCHR, 1, 3)),
+    st.just(fifo(0o640)),
+)
+DIRECTORIES = st.builds(directory, MODES, OWNERS, OWNERS, XATTRS)
+MARKED = st.sampled_from([whiteout(), opaque(), redirect("/a"), redirect("b"), socket_node()])
+
+
+def trees(
+    nodes: st.SearchStrategy[Node], inner: st.SearchStrategy[Node]
+) -> st.SearchStrategy[Tree]:
+    """Trees of some nodes, three directories deep at most, with hard links."""
+
+    def below(children: st.SearchStrategy[dict[str, Node]]) -> st.SearchStrategy[dict[str, Node]]:
+        branch = st.tuples(inner, children)
+        leaf = st.tuples(nodes, st.just(dict[str, Node]()))
+        return st.dictionaries(NAMES, branch | leaf, max_size=4).map(flatten)
+
+    return st.builds(linked, below(below(below(st.just({})))), st.lists(NAMES, max_size=2))
+
+
+def flatten(names: dict[str, tuple[Node, dict[str, Node]]]) -> dict[str, Node]:
+    """The nodes of a directory and of those in it, by path."""
+    found = {}
+    for name, (node, children) in names.items():
+        found[name] = node
+        found |= {f"{name}/{path}": child for path, child in children.items()}
+    return found
+
+
+def linked(tree: dict[str, Node], names: list[str]) -> Tree:
+    """The tree with one more name for a file of it."""
+    files = sorted(path for path, node in tree.items() if stat.S_ISREG(node.mode))
+    links = {f"{name}+": hard_link(files[0]) for name in names if files}
+    return {**tree, **links}
+
+
+def without_links(tree: Tree) -> Tree:
+    """The tree without them: a copy of one of two links, like it otherwise, is no change."""
+    return {path: node for path, node in tree.items() if node.mode}
+
+
+BASES = trees(FILES, DIRECTORIES)
+TOPS = trees(FILES | MARKED, DIRECTORIES | st.sampled_from([opaque(), redirect("/a")]))
+
+
+def shown(*layers: Path) -> Snapshot:
+    """What kernel overlayfs shows of some layers, top first."""
+    with (
+        LayerStack(layers) as stack,
+        tempfile.TemporaryDirectory() as target,
+        mount(stack, target, "overlayfs"),
+    ):
+        return comparable(snapshot(Folder(target)))
+
+
+def comparable(found: Snapshot) -> Snapshot:
+    """Without sockets; links of directories, which differ where one merges, are not compared."""
+    return {
+        path: replace(seen, nlink=0)
+        if isinstance(seen, Seen) and seen.kind == "directory"
+        else seen
+        for path, seen in there(found).items()
+        if not (isinstance(seen, Seen) and seen.kind == "socket")
+    }
+
+
+def archive(*layers: Path, compression: Compression = "none") -> bytes:
+    out = io.BytesIO()
+    with LayerStack(layers) as stack:
+        write_layer(stack, out, compression=compression)
+    return out.getvalue()
+
+
+@settings(max_examples=40, deadline=None)
+@given(base=BASES.map(without_links), top=TOPS)
+def test_a_layer_comes_back_as_it_was(base: Tree, top: Tree) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(str(folder / "base"), base)
+        build(str(folder / "top"), top)
+        below = folder / "base"
+        first = archive(folder / "top", below)
+        apply_layer(io.BytesIO(first), folder / "again", prefix=markers.TRUSTED, below=[below])
+        before, after = shown(folder / "top", below), shown(folder / "again", below)
+        assert differences(before, after) == []
+        with LayerStack([folder / "again", below]) as stack:
+            assert differences(before, comparable(snapshot(UnionFS(stack)))) == []
+        assert archive(folder / "again", below) == first
+
+
+@settings(max_examples=15, deadline=None)
+@given(base=BASES)
+def test_a_lone_layer_comes_back_as_it_was_on_disk(base: Tree) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(str(folder / "base"), base)
+        os.chmod(folder / "base", 0o711)
+        blob = io.BytesIO(archive(folder / "base", compression="zstd"))
+        apply_layer(blob, folder / "again", prefix=markers.TRUSTED)
+        before = snapshot(Folder(str(folder / "base")))
+        assert differences(before, snapshot(Folder(str(folder / "again")))) == []
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_the_same_layer_gives_the_same_bytes(tmp_path: Path, compression: Compression) -> None:
+    """Whatever the order on disk, and however many threads compress."""
+    tree = {f"d{number % 7}/f{number}": file(os.urandom(9000)) for number in range(400)}
+    tree |= {"d1/link": hard_link("d1/f1"), "d0/link": hard_link("d1/f1")}
+    build(str(tmp_path / "one"), tree)
+    hard_last = sorted(tree.items(), key=lambda item: (not item[1].mode, hash(item[0])))
+    build(str(tmp_path / "two"), dict(hard_last))
+    found = set()
+    for name in ("one", "two"):
+        for threads in (1, 2, 5):
+            with LayerStack([tmp_path / name]) as stack:
+                out = io.BytesIO()
+                written = write_layer(stack, out, compression=compression, threads=threads)
+            found.add((out.getvalue(), written))
+    assert len(found) == 1
+
+
+def test_a_name_more_for_a_file_below_stays_one_file(tmp_path: Path) -> None:
+    """The kernel copies both names up; only one of them is new, yet the layer has both."""
+    build(str(tmp_path / "base"), {"a": file(b"a")})
+    for name in ("upper", "work", "union"):
+        (tmp_path / name).mkdir()
+    layers = [tmp_path / "upper", tmp_path / "base"]
+    with (
+        LayerStack([layers[1]], layers[0], tmp_path / "work") as stack,
+        mount(stack, tmp_path / "union", "overlayfs"),
+    ):
+        os.link(tmp_path / "union/a", tmp_path / "union/b")
+    blob = io.BytesIO(archive(*layers))
+    apply_layer(blob, tmp_path / "again", prefix=markers.TRUSTED, below=layers[1:])
+    assert (tmp_path / "again/a").samefile(tmp_path / "again/b")
+
+
+def test_a_socket_hides_the_file_that_it_replaced(tmp_path: Path) -> None:
+    build(str(tmp_path / "base"), {"a": file(b"a"), "b": file()})
+    build(str(tmp_path / "top"), {"a": socket_node()})
+    blob = io.BytesIO(archive(tmp_path / "top", tmp_path / "base"))
+    apply_layer(blob, tmp_path / "again", prefix=MARKS, below=[tmp_path / "base"])
+    assert {*shown(tmp_path / "again", tmp_path / "base")} == {".", "b"}
+
+
+def test_directories_that_no_entry_describes_are_as_below(tmp_path: Path) -> None:
+    build(str(tmp_path / "base"), {"tmp": directory(0o1777, 5, 6), "tmp/a": file()})
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("tmp/b"))
+        tar.addfile(tarfile.TarInfo("new/c"))
+    out.seek(0)
+    apply_layer(out, tmp_path / "again", prefix=MARKS, below=[tmp_path / "base"])
+    found = shown(tmp_path / "again", tmp_path / "base")
+    below = comparable(snapshot(Folder(str(tmp_path / "base"))))
+    assert found["tmp"] == below["tmp"]
+    assert isinstance(found["new"], Seen)
+    assert found["new"].mode == "0755"
