@@ -193,7 +193,7 @@ class Archive:
     def __init__(self, reader: Reader, limit: int) -> None:
         self._reader = reader
         self._limit = limit
-        self._left = 0
+        self._left = self._padding = 0
         self._entry: Entry | None = None
         self._last = ""
 
@@ -229,9 +229,15 @@ class Archive:
                 offset += len(piece)
 
     def _skip(self) -> None:
+        """Go past what is left of the last entry's data, and its padding.
+
+        umoci's archives may end without that.
+        """
         for _ in self._reader.pieces(self._left):
             pass
-        self._left = 0
+        for _ in self._reader.pieces(self._padding, whole=False):
+            pass
+        self._left = self._padding = 0
 
     def _next(self) -> Entry | None:
         """The header that follows, with the extensions before it; None at the end."""
@@ -264,7 +270,7 @@ class Archive:
             message = f"an extended header of {size} bytes follows it; {_EXTENSION_MAX} are read"
             raise LayerError(errno.EFBIG, message)
         data = b"".join(self._reader.pieces(size))
-        self._left = len(padding(size))
+        self._padding = -size % RECORD
         self._skip()
         return data
 
@@ -301,7 +307,7 @@ class Archive:
         stored = _integer(pax, "size", fields[4])
         if kind != stat.S_IFREG:
             stored = 0
-        self._left = stored + len(padding(stored))
+        self._left, self._padding = stored, -stored % RECORD
         sparse: tuple[Piece, ...] | None = None
         size = stored
         if fields[7] == b"S":
