@@ -19,6 +19,8 @@ _SECTIONS: Final = {
     "Mount": ("mount", "umount", "list"),
     "Look into a union, mounted or not": ("ls", "cat", "explain", "diff", "fsck"),
     "Layers and images": ("layer",),
+    "Containers over images": ("run", "create", "containers", "commit", "remove"),
+    "What images and containers are kept in": ("store", "snapshot"),
     "This machine": ("doctor", "bench", "completion"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -21,7 +22,9 @@ from unionfs.cli.output import (
     print_json,
     print_line,
 )
+from unionfs.cli.storing import default_store, store_directory
 from unionfs.mounting import list_mounts, mount, unmount
+from unionfs.stack import LayerStack
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -36,23 +39,35 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="auto: the kernel's overlayfs, or FUSE where the kernel cannot.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and unmount on Ctrl-C or SIGTERM.")
+@store_directory
 @json_option
-@click.argument("target", type=DIRECTORY)
+@click.argument("target", type=DIRECTORY, metavar="[CONTAINER] [TARGET]")
+@click.argument("place", type=DIRECTORY, required=False, metavar="")
 def mount_command(
     layers: GivenLayers,
     backend: Literal["auto", "overlayfs", "fuse"],
     foreground: bool,
+    directory: str | None,
     as_json: bool,
     target: str,
+    place: str | None,
 ) -> None:
-    """Mount a union of layers on the directory TARGET.
+    """Mount a union of layers, or a container, on the directory TARGET.
 
     \b
       unionmount mount --lower app --lower base --upper changes --work scratch root
+      unionmount mount CONTAINER [root]
 
-    Prints the backend that was taken, and why. Without --upper the union is read-only.
+    Prints the backend that was taken, and why. Without --upper the union is read-only. A container
+    without TARGET is mounted in the store.
     """
-    with layers.open() as stack, ExitStack() as block:
+    with ExitStack() as block:
+        if layers:
+            if place is not None:
+                raise click.UsageError("a container has its own layers; leave it or the layers out")
+            stack = block.enter_context(layers.open())
+        else:
+            stack, target = _container(block, directory, target, place)
         if stack.options.debug:
             words = "option debug logs to the terminal; run: unionmount -o OPTIONS,debug TARGET"
             raise click.UsageError(words)
@@ -72,6 +87,25 @@ def mount_command(
             _wait(mounted.target, told)
             if os.path.ismount(mounted.target):
                 mounted.unmount(lazy=True)
+
+
+def _container(
+    block: ExitStack, directory: str | None, name: str, place: str | None
+) -> tuple[LayerStack, str]:
+    """A container's layers, and where to mount it."""
+    from unionfs.containers import Containers
+    from unionfs.store import NotFound, Store
+
+    root = directory or default_store()
+    try:
+        if not os.path.isdir(root):
+            raise NotFound("no such store", root)
+        store = block.enter_context(Store(root))
+        target = Containers(store).mountable(name, place)
+    except NotFound:
+        message = "no such container; name one, or at least one lower layer by --lower"
+        raise OSError(errno.ENOENT, message, name) from None
+    return block.enter_context(store.snapshots.directories(name).open()), target
 
 
 @contextmanager
@@ -104,17 +138,33 @@ def _wait(target: str, told: int) -> None:
 
 @click.command("umount")
 @click.option("-l", "--lazy", is_flag=True, help="Out of sight now, down when nothing uses it.")
+@store_directory
 @click.argument("targets", type=DIRECTORY, nargs=-1, required=True, metavar="TARGET...")
-def umount_command(targets: tuple[str, ...], lazy: bool) -> int:
-    """Unmount the unions on each TARGET."""
+def umount_command(targets: tuple[str, ...], lazy: bool, directory: str | None) -> int:
+    """Unmount the unions on each TARGET, a directory or a container."""
     failed = 0
     for target in targets:
         try:
-            unmount(target, lazy=lazy)
+            unmount(_place(directory, target), lazy=lazy)
         except OSError as error:
             complain(describe(error))
             failed = 1
     return failed
+
+
+def _place(directory: str | None, name: str) -> str:
+    """Where the container of that name is mounted; the name where there is none."""
+    root = directory or default_store()
+    if os.path.ismount(name) or not os.path.isdir(root):
+        return name
+    from unionfs.containers import Containers
+    from unionfs.store import NotFound, Store
+
+    with Store(root) as store:
+        try:
+            return Containers(store).get(name).target or name
+        except NotFound:
+            return name
 
 
 @click.command("list")

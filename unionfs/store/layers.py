@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import final
 
-from unionfs import faults
-from unionfs.layers import apply_layer
+from unionfs import faults, markers
+from unionfs.layers import Rights, apply_layer
 from unionfs.store import digest as digests
 from unionfs.store.blobs import Blobs
 from unionfs.store.catalogue import Catalogue, now
@@ -40,6 +40,8 @@ class Layers:
         self._blobs = blobs
         self._snapshots = snapshots
         self._prefix = prefix
+        # without privilege, owners that are not mapped cannot be kept
+        self._rights = Rights(ignore_chown_errors=prefix == markers.USER)
 
     def unpack(
         self,
@@ -94,6 +96,7 @@ class Layers:
                     below=below,
                     digest=blob,
                     diff_id=diff_id,
+                    rights=self._rights,
                 )
             usage = disk_usage(f"{draft}/fs")
             self._snapshots.flush()

@@ -1,0 +1,151 @@
+"""Containers run by a real runtime."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unionfs
+from tests.cli.conftest import COMMAND
+from unionfs.containers import Containers
+from unionfs.store import Store
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+
+# crun refuses a machine that has control groups of both versions, so it gets one of its own
+UNIFIED = (
+    *("unshare", "--mount", "sh", "-c"),
+    'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"',
+    "sh",
+)
+BEFORE = {"crun": UNIFIED, "runc": ()}
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(store: Store, runtime: str) -> list[str]:
+    return [*BEFORE[runtime], *COMMAND, "run", "--store", store.root, "--runtime", runtime]
+
+
+@pytest.fixture(params=["crun", "runc"])
+def run(request: pytest.FixtureRequest, store: Store) -> Run:
+    """`unionmount run` by each runtime, with options before the image `box`."""
+
+    def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command(store, request.param), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            **options,
+        )
+
+    return call
+
+
+def said(done: "subprocess.CompletedProcess[str]") -> str:
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_command_and_its_exit_status(run: Run, store: Store) -> None:
+    assert said(run("--rm", "box", "cat", "/app")) == "program"
+    done = run("--rm", "box", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    assert Containers(store).list() == []
+    assert not [mount for mount in unionfs.list_mounts() if store.root in mount.target]
+
+
+def test_what_a_container_wrote_stays_with_it(run: Run, store: Store) -> None:
+    said(run("--name", "mine", "box", "sh", "-c", "echo mine > /app"))
+    (container,) = Containers(store).list()
+    assert (container.name, container.target) == ("mine", None)
+    assert said(run("--rm", "box", "cat", "/app")) == "program"
+    Containers(store).commit("mine", "box:2")
+    assert said(run("--rm", "box:2", "cat", "/app")) == "mine\n"
+
+
+def test_user_environment_and_directory(run: Run) -> None:
+    options = ("-e", "MODE=slow", "-u", "app", "-w", "/home/app", "--hostname", "host")
+    shown = said(run("--rm", *options, "box", "sh", "-c", "id; pwd; env; cat note; touch new"))
+    assert "uid=7(app) gid=8(appgroup) groups=8(appgroup),9(extra)" in shown or (
+        "uid=7(app) gid=8(appgroup) groups=9(extra)" in shown
+    )
+    assert "\n/home/app\n" in shown
+    assert "MODE=slow\n" in shown
+    assert "HOME=/home/app\n" in shown
+    assert "HOSTNAME=host\n" in shown
+    assert shown.endswith("a note")
+
+
+def test_volumes_and_read_only(run: Run, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    volume = ("-v", f"{shared}:/data")
+    said(run("--rm", *volume, "--read-only", "box", "sh", "-c", "echo x > /data/x; echo > /tmp/y"))
+    assert (shared / "x").read_text() == "x\n"
+    done = run("--rm", *volume, "--read-only", "box", "touch", "/new")
+    assert done.returncode == 1
+    assert "Read-only file system" in done.stderr
+    done = run("--rm", "-v", f"{shared}:/data:ro", "box", "touch", "/data/new")
+    assert "Read-only file system" in done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_signal_reaches_the_container(store: Store, runtime: str) -> None:
+    script = "trap 'exit 9' TERM; echo ready; while true; do sleep 0.1; done"
+    arguments = [*command(store, runtime), "--rm", "box", "sh", "-c", script]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 9
+    assert Containers(store).list() == []
+
+
+@pytest.mark.parametrize("run", ["runc"], indirect=True)
+def test_detached(run: Run, store: Store, tmp_path: Path) -> None:
+    fifo = tmp_path / "shared/told"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    volume = f"{fifo.parent}:/data"
+    script = "echo logged; echo running > /data/told; sleep 1000"
+    assert said(run("-d", "--name", "mine", "-v", volume, "box", "sh", "-c", script)) == "mine\n"
+    assert fifo.read_text() == "running\n"
+    container = Containers(store).get("mine")
+    assert container.target is not None
+    assert Path(f"{store.root}/containers/mine/log").read_text() == "logged\n"
+    pid = int(Path(f"{store.root}/containers/mine/pid").read_text())
+    assert os.path.exists(f"/proc/{pid}")
+
+    remove = [*COMMAND, "remove", "--store", store.root, "mine"]
+    refused = subprocess.run(remove, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "it is mounted at" in refused.stderr
+    subprocess.run([*remove, "--force"], check=True)
+    assert Containers(store).list() == []
+
+
+def test_what_cannot_run_leaves_nothing(run: Run, store: Store) -> None:
+    for arguments, words in (
+        (("absent",), "the store has no such image"),
+        (("-u", "nobody", "box"), "the image has no such user"),
+        (("-v", "/absent:/data", "box"), "does not exist"),
+        (("--rm", "-d", "box"), "goes with neither"),
+    ):
+        done = run(*arguments)
+        assert done.returncode in (1, 2)
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+    done = run("--rm", "box", "/no/such/program")
+    assert done.returncode != 0
+    assert done.stderr
+    done = run("-d", "box", "/no/such/program")
+    assert done.returncode == 1
+    assert done.stderr.startswith("unionmount: ")
+    assert Containers(store).list() == []
+    assert not [mount for mount in unionfs.list_mounts() if store.root in mount.target]

@@ -1,0 +1,196 @@
+"""`unionmount create`, `containers`, `commit`, `remove` and `run`: containers over images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from typing import Final, Literal
+
+import click
+
+from unionfs.cli.output import complain, describe, json_option, print_columns, print_json
+from unionfs.cli.store import moment
+from unionfs.cli.storing import store_option
+from unionfs.containers import Containers
+from unionfs.containers.bundle import RunOptions, Volume
+from unionfs.containers.runtime import Runtime
+from unionfs.store import Store
+
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+_NAME = click.option("--name", help="What to call it; by default made up.")
+
+
+def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """Bytes, or with a unit, as 512m."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+)([bkmg]?)", text.lower())
+    if not found:
+        raise click.BadParameter("not a size; write 512m or 2g")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@click.command("create")
+@store_option
+@_NAME
+@json_option
+@click.argument("image")
+def create_command(store: Store, name: str | None, as_json: bool, image: str) -> None:
+    """Make a container, a writable layer over IMAGE; prints its name."""
+    container = Containers(store).create(image, name)
+    if as_json:
+        print_json(container)
+    else:
+        click.echo(container.name)
+
+
+@click.command("containers")
+@store_option
+@json_option
+def containers_command(store: Store, as_json: bool) -> None:
+    """List the containers of the store."""
+    found = Containers(store).list()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [
+            (container.name, "bold"),
+            (container.image, ""),
+            (moment(container.created), "dim"),
+            (container.target or "", "green"),
+        ]
+        for container in found
+    ]
+    print_columns(rows, heading=("NAME", "IMAGE", "CREATED", "MOUNTED"))
+
+
+@click.command("commit")
+@store_option
+@click.option("--author", default="", help="For the image's history.")
+@click.option("-m", "--message", default="", help="For the image's history.")
+@json_option
+@click.argument("container")
+@click.argument("image")
+def commit_command(
+    store: Store, author: str, message: str, as_json: bool, container: str, image: str
+) -> None:
+    """Make IMAGE of CONTAINER as it is now; prints the image's digest."""
+    made = Containers(store).commit(container, image, author=author, comment=message)
+    if as_json:
+        print_json({"digest": made.target.digest, "layers": len(made.manifest.layers)})
+    else:
+        click.echo(made.target.digest)
+
+
+@click.command("remove")
+@store_option
+@click.option("-f", "--force", is_flag=True, help="End and unmount it first.")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
+    """Remove each CONTAINER and all that it wrote."""
+    failed = 0
+    for name in names:
+        try:
+            if force and Containers(store).get(name):
+                _end(store, name)
+            Containers(store).remove(name, force=force)
+        except OSError as error:
+            complain(describe(error))
+            failed = 1
+    return failed
+
+
+def _end(store: Store, name: str) -> None:
+    """End a container, where it ever ran."""
+    try:
+        runtime = Runtime.find(store)
+    except FileNotFoundError:
+        return
+    runtime.delete(name)
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@store_option
+@_NAME
+@click.option("-d", "--detach", is_flag=True, help="Return when it runs; prints its name.")
+@click.option("--rm", is_flag=True, help="Remove the container when it ends.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]")
+@click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]")
+@click.option("-u", "--user", metavar="USER[:GROUP]")
+@click.option("-w", "--workdir", metavar="DIR")
+@click.option("--entrypoint", metavar="COMMAND", help="In place of the image's; split as by sh.")
+@click.option("--hostname")
+@click.option("--memory", callback=_size, metavar="SIZE", help="Such as 512m.")
+@click.option("--cpus", type=click.FloatRange(0.01), help="How many processors' time.")
+@click.option("--pids", type=click.IntRange(1), help="How many processes and threads.")
+@click.option(
+    "--read-only", is_flag=True, help="Only volumes and /tmp can be written."
+)
+@click.option("--network", type=click.Choice(["none", "host"]), default="none", show_default=True)
+@click.option("--runtime", metavar="PROGRAM", help="crun or runc; by default what fits.")
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run_command(
+    store: Store,
+    name: str | None,
+    detach: bool,
+    rm: bool,
+    tty: bool,
+    env: tuple[str, ...],
+    volumes: tuple[str, ...],
+    user: str | None,
+    workdir: str | None,
+    entrypoint: str | None,
+    hostname: str | None,
+    memory: int | None,
+    cpus: float | None,
+    pids: int | None,
+    read_only: bool,
+    network: Literal["none", "host"],
+    runtime: str | None,
+    image: str,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND, by default the image's own, in a new container of IMAGE.
+
+    \b
+      unionmount run --rm alpine ls -l /
+      unionmount run -d --name web --read-only -v /srv/www:/www:ro web-server
+
+    Exits with the command's status; 128 and its number where a signal ended it.
+    """
+    if detach and (rm or tty):
+        raise click.UsageError("--detach goes with neither --rm nor --tty")
+    options = RunOptions(
+        command=command,
+        entrypoint=None if entrypoint is None else tuple(shlex.split(entrypoint)),
+        env=env,
+        user=user,
+        workdir=workdir,
+        hostname=hostname,
+        volumes=tuple(map(Volume.parse, volumes)),
+        memory=memory,
+        cpus=cpus,
+        pids=pids,
+        read_only=read_only,
+        terminal=tty,
+        network=network,
+    )
+    program = Runtime.find(store, runtime)
+    containers = Containers(store)
+    container = containers.create(image, name)
+    try:
+        status = program.run(container.name, options, detached=detach)
+    except BaseException:
+        containers.remove(container.name, force=True)
+        raise
+    if rm:
+        containers.remove(container.name)
+    if detach:
+        click.echo(container.name)
+        sys.stdout.flush()
+    return status

@@ -1,0 +1,152 @@
+"""Containers run by an OCI runtime, crun or runc: we write what it reads, and wait for it.
+
+Rules: OCI runtime specification, runtime.md; crun(1), runc(8). A runtime keeps its state in the
+store, so that it finds nobody else's containers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final, Literal, final
+
+from unionfs.containers.bundle import RunOptions, configuration
+from unionfs.containers.container import Containers
+from unionfs.stack import LayerStack
+from unionfs.store import FailedPrecondition, Store
+from unionfs.union import UnionFS
+
+RUNTIMES: Final = ("crun", "runc")
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+State = Literal["created", "running", "paused", "stopped"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The program that runs a store's containers.
+
+    program: its name or path; by default what this machine can use.
+
+    Raises OSError ENOENT where there is none.
+    """
+
+    store: Store
+    program: str
+
+    @classmethod
+    def find(cls, store: Store, program: str | None = None) -> Runtime:
+        """The runtime that was named, or else the first that fits this machine."""
+        # crun knows control groups of version 2 alone
+        wanted = (program,) if program else RUNTIMES if _unified() else RUNTIMES[::-1]
+        for name in wanted:
+            if shutil.which(name):
+                return cls(store, name)
+        message = "no such program; install the package crun or runc"
+        raise OSError(errno.ENOENT, message, program or "crun")
+
+    def run(self, name: str, options: RunOptions, *, detached: bool = False) -> int:
+        """Run a container, mounted for as long; its exit status, 128 and a signal's number.
+
+        detached: return 0 when it runs; it stays mounted until it is removed or unmounted.
+
+        Raises NotFound, FailedPrecondition where it is mounted or runs, OSError where the image or
+        the options do not fit, MountError.
+        """
+        containers = Containers(self.store)
+        if self.state(name) in ("created", "running", "paused"):
+            raise FailedPrecondition("it runs already; remove it by force to end it", name)
+        self.delete(name)
+        mount = containers.mount(name)
+        try:
+            self._write(containers, name, mount.target, options)
+            status = self._detach(name, options) if detached else self._wait(name, options)
+        except BaseException:
+            mount.unmount(lazy=True)
+            raise
+        if not detached or status:
+            mount.unmount(lazy=True)
+        return status
+
+    def _write(self, containers: Containers, name: str, rootfs: str, options: RunOptions) -> None:
+        directories = self.store.snapshots.directories(name)
+        layers = (directories.upper or "", *directories.lower)
+        with LayerStack(layers, options=self.store.options) as stack:
+            settings = containers.image(name).config.settings
+            document = configuration(name, rootfs, settings, UnionFS(stack), options)
+        with open(f"{containers.folder(name)}/config.json", "w") as file:
+            json.dump(document, file, indent=2)
+
+    def _command(self, action: str, name: str, *arguments: str, limited: bool = True) -> list[str]:
+        state = f"{self.store.root}/run"
+        os.makedirs(state, mode=0o700, exist_ok=True)
+        unlimited = os.path.basename(self.program) == "crun" and not limited
+        flags = ["--cgroup-manager=disabled"] if unlimited else []
+        return [self.program, f"--root={state}", *flags, action, *arguments, name]
+
+    def _bundle(self, name: str) -> str:
+        return f"--bundle={Containers(self.store).folder(name)}"
+
+    def _wait(self, name: str, options: RunOptions) -> int:
+        command = self._command("run", name, self._bundle(name), limited=options.limited)
+        with subprocess.Popen(command) as process, _forwarding(process):
+            status = process.wait()
+        self.delete(name)
+        return status if status >= 0 else 128 - status
+
+    def _detach(self, name: str, options: RunOptions) -> int:
+        folder = Containers(self.store).folder(name)
+        arguments = ("--detach", self._bundle(name), f"--pid-file={folder}/pid")
+        command = self._command("run", name, *arguments, limited=options.limited)
+        with open(f"{folder}/log", "ab") as log:
+            # the log is the container's too: what the runtime says of a failure is at its end
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+            )
+        if done.returncode:
+            with open(f"{folder}/log", "rb") as log:
+                lines = os.fsdecode(log.read()).strip().splitlines() or ["it says nothing"]
+            raise OSError(errno.EIO, f"{self.program}: {lines[-1]}", name)
+        return 0
+
+    def state(self, name: str) -> State | None:
+        """What a container does; None where the runtime does not know it."""
+        done = subprocess.run(self._command("state", name), capture_output=True, check=False)
+        if done.returncode:
+            return None
+        document: dict[str, Any] = json.loads(done.stdout)
+        state: State = document["status"]
+        return state
+
+    def delete(self, name: str) -> None:
+        """End a container and have the runtime forget it; it may be gone."""
+        subprocess.run(self._command("delete", name, "--force"), capture_output=True, check=False)
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hand signals that ask for the end on to a process, while it runs."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _unified() -> bool:
+    """Whether this machine has control groups of version 2 and no others."""
+    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
