@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unionfs.images.bring import How, Watch
+    from unionfs.images.documents import Descriptor
 
 
 @contextmanager
@@ -40,3 +45,25 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(what, total=total)
         yield lambda size: shown.advance(task, size)
+
+
+@contextmanager
+def transfers() -> Iterator[Watch]:
+    """What is told of the blobs of an image while they are moved; a line with a bar for each."""
+    if not sys.stderr.isatty():
+        yield lambda blob, size, how: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def watch(blob: Descriptor, size: int, how: How | None) -> None:
+            name = blob.digest.partition(":")[2][:12]
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=blob.size)
+            shown.update(tasks[name], advance=size, description=f"{name} {how or ''}")
+
+        yield watch

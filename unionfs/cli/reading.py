@@ -238,10 +238,11 @@ def diff_command(layers: GivenLayers, as_json: bool, path: str) -> None:
     if as_json:
         print_json(found)
     else:
-        print_columns([_change(change) for change in found])
+        print_columns([change_line(change) for change in found])
 
 
-def _change(change: Change) -> list[Cell]:
+def change_line(change: Change) -> list[Cell]:
+    """A change as `diff` shows it."""
     style = _SIGN_STYLES[change.kind]
     details = f"  ({', '.join(change.aspects)})" if change.aspects else ""
     return [(_SIGNS[change.kind], style), (f"{change.path}{details}", style)]

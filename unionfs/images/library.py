@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -21,6 +22,8 @@ from unionfs.images.documents import OCI_CONFIG, OCI_MANIFEST, Config, Descripto
 from unionfs.images.platform import Platform, best
 from unionfs.images.reference import InvalidReference, Reference
 from unionfs.images.source import Graph, blobs_of, read_config, walk, what_is_there
+from unionfs.layers import Change, changes
+from unionfs.stack import LayerStack
 from unionfs.store import NotFound, Store
 
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
@@ -110,15 +113,15 @@ class Named:
 
 
 def named(store: Store) -> list[Named]:
-    """All names, sorted. Raises OSError for a broken image."""
-    return [_named(store, row.name) for row in store.names]
+    """What all names stand for, sorted. Raises OSError for a broken image."""
+    return [load(store, row.name) for row in store.names]
 
 
 def find(store: Store, text: str) -> Named:
     """The image that a name means, or the beginning of an ID. Raises InvalidReference, NotFound."""
     id_ = _ID.fullmatch(text)
     try:
-        return _named(store, str(Reference.parse(text).chosen()))
+        return load(store, str(Reference.parse(text).chosen()))
     except (NotFound, InvalidReference):
         if id_ is None:
             raise
@@ -139,7 +142,8 @@ def _is_called(found: Named, digits: str) -> bool:
     return any(each.partition(":")[2].startswith(digits) for each in ids)
 
 
-def _named(store: Store, name: str) -> Named:
+def load(store: Store, name: str) -> Named:
+    """What a full name stands for. Raises NotFound, and other OSErrors for a broken image."""
     row = store.names.get(name)
     target = Descriptor(row.media_type, row.digest, row.size)
     source = Stored(store)
@@ -154,6 +158,24 @@ def _named(store: Store, name: str) -> Named:
 def tag(store: Store, target: Descriptor, name: Reference) -> None:
     """Have a name stand for a manifest or index in the store."""
     store.names.set(str(name.chosen()), target.digest, target.media_type, target.size)
+
+
+def remove(store: Store, text: str) -> str:
+    """Take away a name, or the one name of the image with an ID; returns it in full.
+
+    What nothing else needs goes with the next collection. Raises NotFound, OSError EINVAL.
+    """
+    with suppress(NotFound, InvalidReference):
+        name = str(Reference.parse(text).chosen())
+        store.names.remove(name)
+        return name
+    target = find(store, text).target
+    names = [row.name for row in store.names if row.digest == target.digest]
+    if len(names) > 1:
+        message = f"it has {len(names)} names; remove it by these: {', '.join(names)}"
+        raise OSError(errno.EINVAL, message, text)
+    store.names.remove(names[0])
+    return names[0]
 
 
 def add(store: Store, config: Config, layers: Sequence[Descriptor]) -> Image:
@@ -173,3 +195,23 @@ def unpack(store: Store, image: Image) -> str:
     Raises LayerError for a layer that is not what its diff ID says.
     """
     return store.layers.unpack(image.chain, image=image.target.digest)
+
+
+def diff(store: Store, old: Image, new: Image) -> list[Change]:
+    """The changes that lead from one image to another; see `unionfs.layers.changes`."""
+    with store.leases.hold():
+        mine, theirs = (_layers(store, image) for image in (new, old))
+        shared = 0
+        while shared < min(len(mine), len(theirs)) and mine[-1 - shared] == theirs[-1 - shared]:
+            shared += 1
+        own, others = mine[: len(mine) - shared], theirs[: len(theirs) - shared]
+        if not own and not others:
+            return []
+        with LayerStack([*own, *others, *mine[len(own) :]], options=store.options) as stack:
+            return [*changes(stack, len(own), len(others))]
+
+
+def _layers(store: Store, image: Image) -> list[str]:
+    """The directories of an image's layers, top first."""
+    chain_id = unpack(store, image)
+    return store.layers.stack(chain_id) if chain_id else []

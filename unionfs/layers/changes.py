@@ -70,7 +70,7 @@ def differences(
     roots = [Place(layer, "") for layer in stack.layers]
     below = _root(roots[new_layers:])
     top: Node | None = resolve.root(stack)
-    if old_layers:
+    if old_layers or not new_layers:
         top = _root([*roots[:new_layers], *roots[new_layers + old_layers :]])
     pending: list[tuple[str, Node | None, Node | None, Node | None]] = [("", None, top, below)]
     while pending:

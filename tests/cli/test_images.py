@@ -1,0 +1,176 @@
+"""image, pull and push, as a user calls them on images that podman's tools made."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import COMMAND, Call, complaint, output
+from tests.images.server import Proxy, registry
+from tests.tree import Tree, build, file
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners of files are kept by root")
+
+BASE: Tree = {"etc/motd": file(b"welcome\n"), "bin/tool": file(os.urandom(200_000), mode=0o755)}
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layout with the tags v1 and v2, whose last layers differ, made by umoci."""
+    folder = tmp_path_factory.mktemp("umoci")
+    layout = folder / "app"
+    build(str(folder / "tree"), BASE)
+
+    def umoci(*arguments: str | Path) -> None:
+        subprocess.run(["umoci", *arguments], check=True, capture_output=True)
+
+    umoci("init", "--layout", layout)
+    umoci("new", "--image", f"{layout}:base")
+    umoci("insert", "--image", f"{layout}:base", folder / "tree", "/")
+    umoci("config", "--image", f"{layout}:base", "--config.cmd=tool", "--author=me")
+    for time, version in enumerate(("v1", "v2")):
+        (folder / "version").write_text(version)
+        os.utime(folder / "version", (time, time))
+        umoci("tag", "--image", f"{layout}:base", version)
+        umoci("insert", "--image", f"{layout}:{version}", folder / "version", "/etc/version")
+    umoci("insert", "--image", f"{layout}:v2", "--whiteout", "/etc/motd")
+    umoci("rm", "--image", f"{layout}:base")
+    return layout
+
+
+@pytest.fixture
+def images(folder: Path, call: Call, layout: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command, with app:v1 and app:v2 in its store."""
+    monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "store"))
+    output(call("image", "import", str(layout)))
+    return call
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Proxy]:
+    with registry(folder / "registry") as running:
+        yield Proxy(running)
+
+
+def test_images_are_listed_and_looked_into(images: Call) -> None:
+    first, second = output(images("image", "list")).splitlines()[1:]
+    assert first.startswith("app:v1  ")
+    assert second.startswith("app:v2  ")
+    [one, two] = json.loads(output(images("image", "list", "--json")))
+    assert one["name"] == "docker.io/library/app:v1"
+    assert first.split()[1] == one["digest"][7:19]
+    assert one["platforms"] == two["platforms"]
+
+    shown = output(images("image", "inspect", "app:v1"))
+    assert "command   tool\n" in shown
+    assert shown.count("layer     sha256:") == 2
+    data = json.loads(output(images("image", "inspect", one["digest"][7:19], "--json")))
+    assert data["config"]["config"]["Cmd"] == ["tool"]
+    assert len(data["manifest"]["layers"]) == 2
+
+
+def test_the_history_has_the_last_step_first(images: Call) -> None:
+    shown = output(images("image", "history", "app:v1")).splitlines()
+    assert "umoci insert" in shown[1]
+    assert "umoci config" in shown[2]
+    steps = json.loads(output(images("image", "history", "app:v1", "--json")))
+    assert [bool(step["layer"]) for step in steps] == [True, False, True]
+    assert steps[2]["size"] > 200_000 > steps[0]["size"] > 0
+
+
+def test_a_diff_of_images(images: Call) -> None:
+    assert output(images("image", "diff", "app:v1", "app:v2")) == (
+        "D  /etc/motd\nM  /etc/version  (content, time)\n"
+    )
+    assert output(images("image", "diff", "app:v1", "app:v1", "--json")) == "[]\n"
+
+
+def test_a_tag_more_and_all_removed(images: Call, folder: Path) -> None:
+    output(images("image", "tag", "app:v1", "host.com/other"))
+    assert "host.com/other:latest" in output(images("image", "list"))
+    digest = json.loads(output(images("image", "inspect", "app:v1", "--json")))["digest"]
+    refused = images("image", "remove", digest)
+    assert refused.returncode == 1
+    assert "it has 2 names; remove it by these: docker.io/library/app:v1, " in refused.stderr
+
+    output(images("image", "remove", "app:v1", "host.com/other"))
+    left = json.loads(output(images("image", "remove", "app:v2", "--json")))
+    assert left["removed"] == ["docker.io/library/app:v2"]
+    assert left["collected"]["bytes"] > 200_000
+    assert output(images("image", "list", "--json")) == "[]\n"
+    assert not [*(folder / "store/blobs/sha256").iterdir()]
+
+
+def test_an_image_goes_through_pipes(
+    images: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = [*COMMAND, "image", "export", "-o", "-", "app:v1", "app:v2"]
+    with subprocess.Popen(export, cwd=folder, stdout=subprocess.PIPE) as exporting:
+        monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "second"))
+        shown = output(images("image", "import", "-", stdin=exporting.stdout))
+    assert exporting.returncode == 0
+    assert [line.split(": ")[0] for line in shown.splitlines()] == ["app:v1", "app:v2"]
+
+
+def test_only_the_changed_layer_is_moved(
+    images: Call, server: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.running() as host:
+        for version in ("v1", "v2"):
+            output(images("image", "tag", f"app:{version}", f"{host}/app:{version}"))
+        assert "sent" in output(images("push", f"{host}/app:v1"))
+        pushed = json.loads(output(images("push", f"{host}/app:v2", "--json")))
+        assert pushed["bytes"] < 3000 < 200_000 < pushed["size"]
+
+        monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "second"))
+        output(images("pull", f"{host}/app:v1"))
+        shown = output(images("pull", f"{host}/app:v2"))
+        assert "already here" in shown
+        assert shown.splitlines()[-1].startswith("fetched ")
+        again = json.loads(output(images("pull", f"{host}/app:v2", "--json")))
+        assert (again["bytes"], {blob["how"] for blob in again["blobs"]}) == (0, {"here"})
+
+
+WRONG = [
+    (("image", "inspect", "none"), "pull or import it"),
+    (("image", "inspect", "App"), "try library/app"),
+    (("image", "inspect", "app:v1", "--platform", "linux/s390x"), "no image for linux/s390x"),
+    (("image", "inspect", "app:v1", "--platform", "x"), "OS/ARCH"),
+    (("image", "import", "none.tar"), "No such file"),
+    (("image", "import", "base"), "neither an OCI layout"),
+    (("image", "export", "-o", "base", "app:v1"), "another place"),
+    (("image", "export", "-o", "out", "none"), "pull or import it"),
+    (("pull", "localhost:1/app"), "cannot connect"),
+    (("push", "app:v1", "localhost:1/app"), "cannot connect"),
+    (("pull", "app", "--platform", "linux/arm", "--all-platforms"), "choose one"),
+]
+
+
+def test_what_goes_wrong_is_one_line(images: Call, folder: Path) -> None:
+    for arguments, wrong in WRONG:
+        assert wrong in complaint(images(*arguments)), arguments
+    assert not (folder / "out").exists()
+
+
+def test_a_broken_image_does_not_hide_the_others(images: Call, folder: Path) -> None:
+    digest = json.loads(output(images("image", "inspect", "app:v1", "--json")))["digest"]
+    (folder / "store/blobs" / digest.replace(":", "/")).unlink()
+    listed = images("image", "list")
+    assert listed.returncode == 1
+    assert "app:v1" in listed.stderr
+    assert "app:v2" in listed.stdout
+    output(images("image", "remove", "app:v1"))
+
+
+def test_the_shell_completes_names(images: Call) -> None:
+    words = {"_UNIONMOUNT_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
+    for line, wanted in (
+        ("unionmount image inspect app:", ["app:v1", "app:v2"]),
+        ("unionmount image inspect x", []),
+        ("unionmount push app:v2", []),
+    ):
+        done = images(env=os.environ | words | {"COMP_WORDS": line})
+        assert [each.partition(",")[2] for each in done.stdout.split()] == wanted
