@@ -403,7 +403,10 @@ def push_command(
     image: str,
     name: Reference | None,
 ) -> None:
-    """Push IMAGE to the registry of its name, or as NAME: the layers that are not there yet."""
+    """Push IMAGE to its registry: the layers that are not there yet.
+
+    It goes where its name says, or to NAME.
+    """
     from unionfs.images.remote import push
 
     with transfers() as watch:
