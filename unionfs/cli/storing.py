@@ -6,9 +6,10 @@ their owners, as far as /etc/subuid grants numbers for them, and unions can be m
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def _become_root(store: str) -> None:
 
 def _has_subordinates() -> bool:
     """Whether other numbers are granted to this user (subuid(5))."""
-    users = {getpass.getuser(), str(os.getuid())}
+    users = {str(os.getuid())}
+    with contextlib.suppress(KeyError):
+        users.add(pwd.getpwuid(os.getuid()).pw_name)
     try:
         lines = Path("/etc/subuid").read_text().splitlines()
     except OSError:

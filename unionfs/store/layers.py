@@ -88,16 +88,7 @@ class Layers:
                 return
             for left in os.listdir(held):
                 self._folders.discard(f"{draft}/{left}")
-            with self._blobs.open(blob) as archive:
-                apply_layer(
-                    archive,
-                    f"{draft}/fs",
-                    prefix=self._prefix,
-                    below=below,
-                    digest=blob,
-                    diff_id=diff_id,
-                    rights=self._rights,
-                )
+            self.apply(blob, diff_id, f"{draft}/fs", below)
             usage = disk_usage(f"{draft}/fs")
             self._snapshots.flush()
             faults.step("layer-unpacked")
@@ -122,6 +113,22 @@ class Layers:
                 faults.step("layer-named")
                 self._catalogue.keep(db, name)
             faults.step("layer-catalogued")
+
+    def apply(self, blob: str, diff_id: str, directory: str, below: Sequence[str]) -> None:
+        """Unpack a layer into a new directory, as it is when `unpack` has put it into the store.
+
+        below: the directories of the layers that it lies on, top first. Raises as `unpack` does.
+        """
+        with self._blobs.open(blob) as archive:
+            apply_layer(
+                archive,
+                directory,
+                prefix=self._prefix,
+                below=below,
+                digest=blob,
+                diff_id=diff_id,
+                rights=self._rights,
+            )
 
     def path(self, chain_id: str) -> str:
         """The directory of the top layer of a chain. Raises NotFound."""

@@ -88,7 +88,7 @@ class Store:
         repair: forget damaged blobs, so that they can be pulled anew, and exchange damaged layers
             for what their blobs hold; no container that uses such a layer may run meanwhile.
         """
-        return verify(self._folders, self._catalogue, self.snapshots, self._prefix(), repair=repair)
+        return verify(self._folders, self._catalogue, self.layers, repair=repair)
 
     def usage(self) -> StoreUsage:
         """What takes the space: layers, images and containers, alone and together."""

@@ -13,17 +13,16 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from unionfs import markers, system
-from unionfs.layers import apply_layer
 from unionfs.store import digest as digests
 from unionfs.store.blobs import CHUNK
 from unionfs.store.catalogue import Catalogue
 from unionfs.store.folders import Folders, claimed
-from unionfs.store.snapshots import Snapshots
+from unionfs.store.layers import Layers
 
 _SHOWN: Final = 5
 """As many paths of a layer as are named."""
@@ -45,7 +44,7 @@ class Fault:
 
 
 def verify(
-    folders: Folders, catalogue: Catalogue, snapshots: Snapshots, prefix: str, *, repair: bool
+    folders: Folders, catalogue: Catalogue, layers: Layers, *, repair: bool
 ) -> Iterator[Fault]:
     """The faults of a store, blobs first.
 
@@ -70,9 +69,9 @@ def verify(
                 message = "its directory is gone; remove the snapshot, and what stands on it"
                 yield Fault("snapshot", name, files, message)
         elif kind == "committed" and diff_id and blob not in damaged:
-            below = snapshots.directories(name).lower[1:]
+            below = layers.stack(name)[1:]
             yield from _layer(
-                folders, catalogue, prefix, name, files, (blob, diff_id), below, repair
+                folders, catalogue, layers, name, files, (blob, diff_id), below, repair
             )
 
 
@@ -109,11 +108,11 @@ def _blob(folders: Folders, catalogue: Catalogue, digest: str, repair: bool) -> 
 def _layer(
     folders: Folders,
     catalogue: Catalogue,
-    prefix: str,
+    layers: Layers,
     name: str,
     files: str,
     source: tuple[str, str],
-    below: tuple[str, ...],
+    below: Sequence[str],
     repair: bool,
 ) -> Iterator[Fault]:
     blob, diff_id = source
@@ -122,8 +121,7 @@ def _layer(
     with claimed(draft, os.O_RDONLY | os.O_DIRECTORY):
         fresh = f"{draft}/fs"
         try:
-            with open(folders.blob(blob), "rb") as archive:
-                apply_layer(archive, fresh, prefix=prefix, below=below, diff_id=diff_id)
+            layers.apply(blob, diff_id, fresh, below)
         except FileNotFoundError:
             return  # its blob was collected: another one unpacks to the same
         different = [*differences(fresh, files)]
