@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -110,6 +111,135 @@ out:
     return result;
 }
 
+/* A list of the names in a buffer, each of which ends with NUL. */
+static PyObject *split(const char *names, ssize_t length)
+{
+    PyObject *result = PyList_New(0), *name;
+    const char *end = names + length;
+    int failed = !result;
+
+    for (; !failed && names < end; names += strlen(names) + 1) {
+        name = PyUnicode_DecodeFSDefault(names);
+        failed = !name || PyList_Append(result, name);
+        Py_XDECREF(name);
+    }
+    if (failed)
+        Py_CLEAR(result);
+    return result;
+}
+
+static PyObject *list_xattr(PyObject *module, PyObject *args)
+{
+    PyObject *path, *encoded = NULL, *result = NULL;
+    char usual[UFS_USUAL_VALUE], *names = usual, *largest = NULL;
+    ssize_t length;
+    int dir_fd;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iO:list_xattr", &dir_fd, &path) ||
+        !PyUnicode_FSConverter(path, &encoded))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    length = ufs_list_xattr(dir_fd, PyBytes_AS_STRING(encoded), usual, sizeof usual);
+    Py_END_ALLOW_THREADS
+    if (length == -1 && errno == ERANGE) {
+        names = largest = PyMem_Malloc(UFS_LARGEST_VALUE);
+        if (!largest) {
+            PyErr_NoMemory();
+            goto out;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        length = ufs_list_xattr(dir_fd, PyBytes_AS_STRING(encoded), largest, UFS_LARGEST_VALUE);
+        Py_END_ALLOW_THREADS
+    }
+    if (length != -1)
+        result = split(names, length);
+    else if (errno == EOPNOTSUPP)
+        result = PyList_New(0);
+    else
+        failure(path);
+out:
+    PyMem_Free(largest);
+    Py_DECREF(encoded);
+    return result;
+}
+
+/* lstat(2), with errno set; or -2 with a Python exception set. */
+static int status_of(PyObject *args, const char *format, PyObject **path, struct stat *status)
+{
+    PyObject *encoded = NULL;
+    int dir_fd, failed;
+
+    if (!PyArg_ParseTuple(args, format, &dir_fd, path) || !PyUnicode_FSConverter(*path, &encoded))
+        return -2;
+    Py_BEGIN_ALLOW_THREADS
+    failed = fstatat(dir_fd, PyBytes_AS_STRING(encoded), status,
+                     AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(encoded);
+    return failed;
+}
+
+static PyObject *exists(PyObject *module, PyObject *args)
+{
+    PyObject *path;
+    struct stat status;
+    int failed = status_of(args, "iO:exists", &path, &status);
+
+    (void)module;
+    if (failed == -2)
+        return NULL;
+    if (!failed)
+        Py_RETURN_TRUE;
+    if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG || errno == EACCES)
+        Py_RETURN_FALSE;
+    return failure(path);
+}
+
+static PyObject *inode_and_change(PyObject *module, PyObject *args)
+{
+    PyObject *path;
+    struct stat status;
+    int failed = status_of(args, "iO:inode_and_change", &path, &status);
+
+    (void)module;
+    if (failed == -2)
+        return NULL;
+    if (!failed)
+        return Py_BuildValue("KL", (unsigned long long)status.st_ino,
+                             status.st_ctim.tv_sec * 1000000000LL + status.st_ctim.tv_nsec);
+    if (errno == ENOENT || errno == ENOTDIR)
+        Py_RETURN_NONE;
+    return failure(path);
+}
+
+/* Fields of os.stat_result that programs know by their position. */
+enum { UFS_ST_INO = 1, UFS_ST_DEV = 2, UFS_ST_NLINK = 3 };
+
+static PyObject *renumbered(PyObject *module, PyObject *args)
+{
+    PyObject *status, *changed[3], *result, *count, *field;
+    Py_ssize_t fields;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OOOO:renumbered", &status, &changed[0], &changed[1], &changed[2]))
+        return NULL;
+    count = PyObject_GetAttrString((PyObject *)Py_TYPE(status), "n_fields");
+    if (!count)
+        return NULL;
+    fields = PyLong_AsSsize_t(count);
+    Py_DECREF(count);
+    result = fields == -1 ? NULL : PyStructSequence_New(Py_TYPE(status));
+    if (!result)
+        return NULL;
+    for (Py_ssize_t at = 0; at < fields; at++) {
+        field = at >= UFS_ST_INO && at <= UFS_ST_NLINK ? changed[at - UFS_ST_INO]
+                                                       : PyStructSequence_GetItem(status, at);
+        PyStructSequence_SetItem(result, at, Py_NewRef(field));
+    }
+    return result;
+}
+
 /* Append one (name, type, inode number) of the directory fd, which the caller calls path,
  * unless it is . or .. or gone. 0, or -1 with a Python exception set. */
 static int append_entry(PyObject *entries, int fd, PyObject *path,
@@ -185,6 +315,10 @@ static PyMethodDef methods[] = {
     { "open_beneath", (PyCFunction)(void (*)(void))open_beneath, METH_VARARGS | METH_KEYWORDS,
       NULL },
     { "get_xattr", get_xattr, METH_VARARGS, NULL },
+    { "list_xattr", list_xattr, METH_VARARGS, NULL },
+    { "exists", exists, METH_VARARGS, NULL },
+    { "inode_and_change", inode_and_change, METH_VARARGS, NULL },
+    { "renumbered", renumbered, METH_VARARGS, NULL },
     { "list_dir", list_dir, METH_VARARGS, NULL },
     { NULL, NULL, 0, NULL },
 };

@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 /* System calls from number 424 on have the same number everywhere but on alpha. */
-enum { UFS_SYS_OPENAT2 = 437, UFS_SYS_GETXATTRAT = 464, UFS_OPENAT2_ATTEMPTS = 16 };
+enum { UFS_SYS_OPENAT2 = 437, UFS_SYS_GETXATTRAT = 464, UFS_SYS_LISTXATTRAT = 465 };
+enum { UFS_OPENAT2_ATTEMPTS = 16 };
 
 /* linux/openat2.h */
 struct ufs_open_how {
@@ -46,33 +47,67 @@ int ufs_open_beneath(int dir_fd, const char *path, int flags, mode_t mode)
     return (int)fd;
 }
 
+/* A path below /proc for the calls that take no descriptor. "" is dir_fd itself: then the link is
+ * followed, a symlink that it leads to is not. No other call takes an O_PATH descriptor, not even
+ * getxattrat(2) with AT_EMPTY_PATH. */
+struct ufs_link {
+    char path[sizeof "/proc/self/fd/-2147483648/" + PATH_MAX];
+};
+
+static int link_to(struct ufs_link *link, int dir_fd, const char *path)
+{
+    int length = snprintf(link->path, sizeof link->path, *path ? "/proc/self/fd/%d/%s"
+                                                               : "/proc/self/fd/%d", dir_fd, path);
+
+    if ((size_t)length < sizeof link->path)
+        return 0;
+    errno = ENAMETOOLONG;
+    return -1;
+}
+
+/* Whether one of the calls since Linux 6.13 may be tried, three times as fast as the way through
+ * /proc. But an absolute path leaves dir_fd, which it cannot below /proc. */
+static int is_beneath(const char *path)
+{
+    return *path && *path != '/';
+}
+
+static int is_refused(ssize_t result)
+{
+    return result == -1 && (errno == ENOSYS || errno == EPERM);
+}
+
 ssize_t ufs_get_xattr(int dir_fd, const char *path, const char *name, void *value, size_t size)
 {
     struct ufs_xattr_args args = { .value = (uintptr_t)value, .size = (uint32_t)size };
-    char link[sizeof "/proc/self/fd/-2147483648/" + PATH_MAX];
+    struct ufs_link link;
     ssize_t found;
-    int length;
 
-    if (!*path) {
-        /* The link itself is followed, a symlink that it leads to is not. No other call
-         * takes an O_PATH descriptor, not even getxattrat(2) with AT_EMPTY_PATH. */
-        snprintf(link, sizeof link, "/proc/self/fd/%d", dir_fd);
-        return getxattr(link, name, value, size);
-    }
-    /* Since Linux 6.13, and three times as fast as the way through /proc; but an absolute path
-     * leaves dir_fd, which it cannot below /proc. */
-    if (*path != '/') {
+    if (is_beneath(path)) {
         found = syscall(UFS_SYS_GETXATTRAT, dir_fd, path, AT_SYMLINK_NOFOLLOW, name, &args,
                         sizeof args);
-        if (found != -1 || (errno != ENOSYS && errno != EPERM))
+        if (!is_refused(found))
             return found;
     }
-    length = snprintf(link, sizeof link, "/proc/self/fd/%d/%s", dir_fd, path);
-    if ((size_t)length >= sizeof link) {
-        errno = ENAMETOOLONG;
+    if (link_to(&link, dir_fd, path))
         return -1;
+    return *path ? lgetxattr(link.path, name, value, size)
+                 : getxattr(link.path, name, value, size);
+}
+
+ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size)
+{
+    struct ufs_link link;
+    ssize_t found;
+
+    if (is_beneath(path)) {
+        found = syscall(UFS_SYS_LISTXATTRAT, dir_fd, path, AT_SYMLINK_NOFOLLOW, names, size);
+        if (!is_refused(found))
+            return found;
     }
-    return lgetxattr(link, name, value, size);
+    if (link_to(&link, dir_fd, path))
+        return -1;
+    return *path ? llistxattr(link.path, names, size) : listxattr(link.path, names, size);
 }
 
 ssize_t ufs_get_dents(int fd, void *buffer, size_t size)

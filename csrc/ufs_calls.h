@@ -22,6 +22,9 @@ int ufs_open_beneath(int dir_fd, const char *path, int flags, mode_t mode);
 /* The length of the value, at most size; ERANGE where it is longer. "" is dir_fd itself. */
 ssize_t ufs_get_xattr(int dir_fd, const char *path, const char *name, void *value, size_t size);
 
+/* The length of the names, each ending with NUL; ERANGE where they are longer than size. */
+ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size);
+
 /* The bytes filled with whole struct ufs_dirent, 0 at the end. The buffer is 8-aligned. */
 ssize_t ufs_get_dents(int fd, void *buffer, size_t size);
 

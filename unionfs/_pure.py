@@ -59,6 +59,19 @@ _MAX_HANDLE_SIZE: Final = 128  # MAX_HANDLE_SZ, linux/exportfs.h
 _BELOW_PROC: Final = 4095 - len("/proc/self/fd/2147483647/")
 """Bytes of the longest path that fits below a link in /proc (PATH_MAX)."""
 
+# What os.stat_result has beside the ten fields of a tuple.
+_PRECISE: Final = (
+    "st_atime",
+    "st_mtime",
+    "st_ctime",
+    "st_atime_ns",
+    "st_mtime_ns",
+    "st_ctime_ns",
+    "st_blksize",
+    "st_blocks",
+    "st_rdev",
+)
+
 _DT_UNKNOWN: Final = 0
 _DIRENT: Final = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; the name follows
 _DIRENT_BUFFER: Final = 32 << 10
@@ -268,7 +281,7 @@ def remove_xattr(dir_fd: int, path: str, name: str) -> None:
         os.removexattr(target, name, follow_symlinks=follow)
 
 
-def list_xattr(dir_fd: int, path: str) -> list[str]:
+def list_xattr(dir_fd: int, path: str, /) -> list[str]:
     """The names; none where the filesystem cannot."""
     try:
         with _magic(dir_fd, path) as (target, follow):
@@ -277,6 +290,41 @@ def list_xattr(dir_fd: int, path: str) -> list[str]:
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
+
+
+def exists(dir_fd: int, path: str, /) -> bool:
+    """Whether a path leads to anything, as far as this process can tell."""
+    try:
+        _lstat(dir_fd, path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _lstat(dir_fd: int, path: str) -> os.stat_result:
+    try:
+        if not path:
+            return os.fstat(dir_fd)
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as error:
+        raise _error(error.errno or 0, path) from None
+
+
+def inode_and_change(dir_fd: int, path: str, /) -> tuple[int, int] | None:
+    """st_ino and st_ctime in nanoseconds; None where the path leads to nothing."""
+    try:
+        status = _lstat(dir_fd, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def renumbered(status: os.stat_result, inode: int, device: int, links: int, /) -> os.stat_result:
+    """A status with another st_ino, st_dev and st_nlink."""
+    fields = [status[0], inode, device, links, *status[4:10]]
+    return os.stat_result(fields, {name: getattr(status, name) for name in _PRECISE})
 
 
 def clone(src_fd: int, dst_fd: int) -> bool:

@@ -91,7 +91,7 @@ def of_directory(prefix: str, layer_fd: int, path: str) -> Marks:
         redirect = _redirect(system.get_xattr(layer_fd, path, prefix + REDIRECT), path)
     if _FUSE_OVERLAYFS + OPAQUE in names:
         opaque = opaque or system.get_xattr(layer_fd, path, _FUSE_OVERLAYFS + OPAQUE) == YES
-    opaque = opaque or _exists(layer_fd, f"{path}/{AUFS_OPAQUE}")
+    opaque = opaque or system.exists(layer_fd, f"{path}/{AUFS_OPAQUE}".lstrip("/"))
     return Marks(opaque, xwhiteouts, redirect, prefix + IMPURE in names)
 
 
@@ -145,17 +145,7 @@ def lacks_data(prefix: str, layer_fd: int, path: str, status: os.stat_result) ->
 
 def hidden_by_aufs(layer_fd: int, directory: str, name: str) -> bool:
     """Whether a layer's directory has an AUFS whiteout for name."""
-    return _exists(layer_fd, f"{directory}/{AUFS_PREFIX}{name}")
-
-
-def _exists(layer_fd: int, path: str) -> bool:
-    try:
-        os.stat(path.lstrip("/"), dir_fd=layer_fd, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES):
-            return False
-        raise
-    return True
+    return system.exists(layer_fd, f"{directory}/{AUFS_PREFIX}{name}".lstrip("/"))
 
 
 def make_whiteout(prefix: str, dir_fd: int, name: str) -> None:

@@ -16,9 +16,11 @@ from unionfs._pure import (
     clone,
     clone_mount,
     copy_data,
+    exists,
     file_handle,
     filesystem_uuid,
     get_xattr,
+    inode_and_change,
     keep_capabilities,
     list_dir,
     list_xattr,
@@ -26,6 +28,7 @@ from unionfs._pure import (
     read_xattr,
     remove_xattr,
     rename,
+    renumbered,
     set_fs_ids,
     set_xattr,
     stat_handle,
@@ -40,9 +43,11 @@ __all__ = [
     "clone",
     "clone_mount",
     "copy_data",
+    "exists",
     "file_handle",
     "filesystem_uuid",
     "get_xattr",
+    "inode_and_change",
     "keep_capabilities",
     "list_dir",
     "list_xattr",
@@ -50,6 +55,7 @@ __all__ = [
     "read_xattr",
     "remove_xattr",
     "rename",
+    "renumbered",
     "set_fs_ids",
     "set_xattr",
     "stat_handle",
@@ -59,7 +65,15 @@ __all__ = [
 NATIVE: bool = False
 if os.environ.get("UNIONMOUNT_PURE") != "1":
     try:
-        from unionfs._native import get_xattr, list_dir, open_beneath
+        from unionfs._native import (
+            exists,
+            get_xattr,
+            inode_and_change,
+            list_dir,
+            list_xattr,
+            open_beneath,
+            renumbered,
+        )
     except ImportError:
         pass
     else:

@@ -418,7 +418,9 @@ def test_a_nul_does_not_shorten_a_name(calls: ModuleType, top: int) -> None:
         lambda: system.file_handle(top, "file\0x"),
         lambda: system.set_xattr(top, "file\0x", "user.x", b""),
         lambda: system.remove_xattr(top, "file\0x", "user.x"),
-        lambda: system.list_xattr(top, "file\0x"),
+        lambda: calls.list_xattr(top, "file\0x"),
+        lambda: calls.exists(top, "file\0x"),
+        lambda: calls.inode_and_change(top, "file\0x"),
     ]
     for call in nul:
         with pytest.raises(ValueError, match="null"):
@@ -572,6 +574,30 @@ def test_every_kind_of_file_has_its_own(
 
 
 @both
+@pytest.mark.parametrize("path", ["file", "dir", "to-file", "to-nothing", "fifo", "char", "socket"])
+def test_names_of_attributes_are_listed(
+    calls: ModuleType, top: int, tmp_path: Path, path: str
+) -> None:
+    names = [f"trusted.{number}{'x' * 40}" for number in range(20)]
+    for name in names:
+        os.setxattr(tmp_path / path, name, b"", follow_symlinks=False)
+    assert {*calls.list_xattr(top, path)} >= {*names}
+    with opened(tmp_path / path, os.O_PATH | os.O_NOFOLLOW) as fd:
+        assert {*calls.list_xattr(fd, "")} >= {*names}
+    if path == "to-file":
+        assert not {*calls.list_xattr(top, "file")} & {*names}
+
+
+@both
+def test_a_list_of_attributes_is_empty_or_refused(calls: ModuleType, top: int) -> None:
+    with opened("/proc") as proc:
+        assert calls.list_xattr(proc, "version") == calls.list_xattr(proc, "") == []
+    for path, number in (("nothing", errno.ENOENT), ("file/inner", errno.ENOTDIR)):
+        error = refusal(calls.list_xattr, top, path)
+        assert (error.errno, error.filename) == (number, path)
+
+
+@both
 def test_no_value_is_none(calls: ModuleType, top: int) -> None:
     assert calls.get_xattr(top, "file", "user.none") is None
     assert calls.get_xattr(top, "", "user.none") is None
@@ -636,6 +662,42 @@ def test_attributes_are_refused(top: int) -> None:
     assert [error.filename for _, error in refused] == ["file"] * 3 + ["to-file", "nothing"]
     with opened("/proc") as proc:
         assert system.list_xattr(proc, "version") == []
+
+
+# -- status -----------------------------------------------------------------------------------
+
+
+@both
+def test_what_is_there_exists(calls: ModuleType, top: int) -> None:
+    for path in ("file", "dir/inner", "to-nothing", "to-dir/inner", "fifo", ""):
+        assert calls.exists(top, path)
+    for path in ("nothing", "file/inner", "to-nothing/x", "x" * 256, "x/" * 4096):
+        assert not calls.exists(top, path)
+    assert refusal(calls.exists, top, "to-itself/x").errno == errno.ELOOP
+
+
+@both
+def test_a_change_of_a_directory_shows(calls: ModuleType, top: int, tmp_path: Path) -> None:
+    for path in ("dir", "to-nothing", "file", ""):
+        status = (tmp_path / path).lstat()
+        assert calls.inode_and_change(top, path) == (status.st_ino, status.st_ctime_ns)
+    assert calls.inode_and_change(top, "nothing") is None
+    assert calls.inode_and_change(top, "file/inner") is None
+    assert refusal(calls.inode_and_change, top, "to-itself/x").errno == errno.ELOOP
+
+
+@both
+def test_a_status_is_renumbered_and_nothing_else(calls: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    os.utime(tmp_path / "file", ns=(-1_500_000_001, 1_500_000_002))
+    status = (tmp_path / "file").stat()
+    shown = calls.renumbered(status, 1 << 63, 7, 2)
+    assert type(shown) is os.stat_result
+    for name in dir(status):
+        if name.startswith("st_") and name not in ("st_ino", "st_dev", "st_nlink"):
+            assert getattr(shown, name) == getattr(status, name), name
+    assert (shown.st_ino, shown.st_dev, shown.st_nlink) == (1 << 63, 7, 2)
+    assert shown[:4] == (status.st_mode, 1 << 63, 7, 2) and shown[4:] == status[4:]
 
 
 # -- rename -----------------------------------------------------------------------------------
@@ -880,7 +942,7 @@ def test_ids_are_refused_without_privilege() -> None:
 
 # -- older kernels ----------------------------------------------------------------------------
 
-_OPENAT2, _GETXATTRAT = 437, 464
+_OPENAT2, _GETXATTRAT, _LISTXATTRAT = 437, 464, 465
 
 
 def lack_calls(number: int) -> None:
@@ -893,14 +955,15 @@ def lack_calls(number: int) -> None:
         struct.pack("=HBBI", *step)
         for step in [
             (load, 0, 0, 0),  # seccomp_data.nr
-            (equal, 1, 0, _OPENAT2),
-            (equal, 0, 1, _GETXATTRAT),
+            (equal, 2, 0, _OPENAT2),
+            (equal, 1, 0, _GETXATTRAT),
+            (equal, 0, 1, _LISTXATTRAT),
             (answer, 0, 0, 0x00050000 | number),  # SECCOMP_RET_ERRNO
             (answer, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
         ]
     )
     steps = ctypes.create_string_buffer(program)
-    header = ctypes.create_string_buffer(struct.pack("@HP", 5, ctypes.addressof(steps)))
+    header = ctypes.create_string_buffer(struct.pack("@HP", 6, ctypes.addressof(steps)))
     libc = ctypes.CDLL(None, use_errno=True)
     no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
     if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, header):
