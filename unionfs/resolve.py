@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,7 +26,7 @@ from unionfs.stack import LayerStack
 SYMLINKS_MAX: Final = 40
 """As many symlinks as the kernel follows in one path (MAXSYMLINKS)."""
 PATH_MAX: Final = 4095
-_NAME_MAX: Final = 255
+NAME_MAX: Final = 255
 
 
 class Node:
@@ -319,13 +319,13 @@ def walk(
     path: str,
     *,
     follow: bool = True,
-    known: dict[tuple[Node, str], Node | None] | None = None,
+    child: Callable[[Node, str], Node | None] | None = None,
 ) -> tuple[Node, str, Node | None]:
     """The directory that holds the last component of path, that component, and what it names.
 
     path: from start, or from the root where it begins with "/"; ".." stays within the union, and
         so do symlinks. follow: whether a symlink at the end is followed, as it is before a "/".
-    known: what earlier walks of the same operation have found, so that one object has one node.
+    child: what finds a name in a directory, in the place of `lookup`.
 
     The component is ".", ".." or, for the root itself, "" where path ends so. The node is None
     where the directory has no such name. A slash at the end asks for a directory.
@@ -358,14 +358,9 @@ def walk(
         if part == "..":
             node = node.names[0][0] if node.names else node
             continue
-        if len(os.fsencode(part)) > _NAME_MAX:
+        if 4 * len(part) > NAME_MAX and len(os.fsencode(part)) > NAME_MAX:
             raise _error(errno.ENAMETOOLONG, path)
-        if known is not None and (directory, part) in known:
-            node = known[directory, part]
-        else:
-            node = lookup(stack, directory, part)
-            if known is not None:
-                known[directory, part] = node
+        node = child(directory, part) if child else lookup(stack, directory, part)
         if node is None or node.kind != stat.S_IFLNK or not (pending or follow):
             continue
         links += 1

@@ -49,7 +49,8 @@ class LayerStack:
         so where files cannot be found by their handles. index: the directory that is for that, as
         a layer; None before the first claim made it.
     numbers: the inode numbers of the union. memory: what directories of the lower layers hold.
-    lock: held by whoever reads or changes the union.
+    lock: held by whoever reads or changes the union. changes: grows before each change of names
+        in upper, and when the claim is given up.
 
     A context manager: `close` lets go of the layers. Its methods may be called from any thread.
 
@@ -84,6 +85,7 @@ class LayerStack:
         )
         self.memory = Memory(self.prefix)
         self.lock = threading.RLock()
+        self.changes = 0
         self.upper: Layer | None = None
         self.index: Layer | None = None
         self.work: str | None = None
@@ -127,13 +129,19 @@ class LayerStack:
             message = f"work holds {foreign[0]!r}, which no union made; name an empty directory"
             raise StackError(errno.ENOTEMPTY, message, self.work)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether nobody but this stack's user may change upper."""
+        return self._workdir is not None
+
     def claim(self) -> WorkDir:
-        """The work directory, ours from now on until `release` or `close`.
+        """The work directory, ours from now on until `release` or `close`; asked for each change.
 
         Raises StackError: EROFS without an upper, EBUSY where another union uses it, and what
         `WorkDir` and `index.prepare` raise.
         """
         with self.lock:
+            self.changes += 1
             if self._workdir is None:
                 if self.upper is None or self.work is None:
                     raise StackError(errno.EROFS, os.strerror(errno.EROFS))
@@ -161,6 +169,7 @@ class LayerStack:
         """Give up the claim: another process may write from now on."""
         with self.lock:
             if self._workdir is not None:
+                self.changes += 1
                 self._workdir.close()
                 self._workdir = None
 

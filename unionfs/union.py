@@ -8,7 +8,7 @@ Methods may be called from any thread: each holds the stack's lock while it runs
 `os_open` is the layer's own file: one of a lower layer, opened for reading, keeps showing that
 file when another opener changes the union's.
 
-Cost: a lookup a component, each an lstat(2) or two a layer.
+Cost: a dictionary access for each component that is known (`nodes`), else a lookup (`resolve`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, final
 
-from unionfs import changes, copyup, index, merge, resolve, system, xattrs
+from unionfs import changes, copyup, merge, resolve, system, xattrs
 from unionfs.explain import Explanation, explain
+from unionfs.nodes import Nodes
 from unionfs.resolve import Node, walk
 from unionfs.stack import LayerStack
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_Known = dict[tuple[Node, str], Node | None]
 
 
 def _operation(
@@ -42,7 +42,11 @@ def _operation(
         text = os.fspath(path)
         try:
             with self.stack.lock:
-                return method(self, text, *args, **keywords)
+                self._nodes.begin()
+                try:
+                    return method(self, text, *args, **keywords)
+                finally:
+                    self._nodes.end()
         except OSError as error:
             message = error.strerror or os.strerror(error.errno or 0)
             raise OSError(error.errno, message, text) from error
@@ -54,13 +58,18 @@ def _operation(
 class DirEntry:
     """One name of a directory, as `os.DirEntry` is."""
 
-    __slots__ = ("_listed", "_union", "name", "path")
+    __slots__ = ("_directory", "_listed", "_union", "name")
 
     def __init__(self, union: UnionFS, directory: str, listed: merge.Listed) -> None:
         self._union = union
+        self._directory = directory
         self._listed = listed
         self.name = listed.name
-        self.path = os.path.join(directory, listed.name)
+
+    @property
+    def path(self) -> str:
+        """Its path: the directory's as it was given, and the name."""
+        return os.path.join(self._directory, self.name)
 
     def inode(self) -> int:
         """The st_ino that stat gives."""
@@ -101,29 +110,40 @@ class UnionFS:
 
     def __init__(self, stack: LayerStack) -> None:
         self.stack = stack
-        self._root = resolve.root(stack)
+        with stack.lock:
+            self._nodes = Nodes(stack)
 
     # Looking.
 
     def _node(self, path: str, *, follow: bool = True) -> Node:
-        node = self._walk(path, follow=follow)[2]
+        node = self._nodes.find(path, follow=follow) or self._walk(path, follow=follow)[2]
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return node
 
-    def _walk(
-        self, path: str, *, follow: bool = False, known: _Known | None = None
-    ) -> tuple[Node, str, Node | None]:
-        return walk(self.stack, self._root, path, follow=follow, known=known)
+    def _walk(self, path: str, *, follow: bool = False) -> tuple[Node, str, Node | None]:
+        return walk(self.stack, self._nodes.root, path, follow=follow, child=self._nodes.child)
 
-    @_operation
-    def stat(self, path: str, *, follow_symlinks: bool = True) -> os.stat_result:
+    def stat(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat."""
-        return status(self.stack, self._node(path, follow=follow_symlinks))
+        text = os.fspath(path)
+        with self.stack.lock:
+            known = self._nodes.recall(text)
+        return known or self._stat(text, follow_symlinks)
 
     def lstat(self, path: str | os.PathLike[str]) -> os.stat_result:
         """As os.lstat."""
-        return self.stat(path, follow_symlinks=False)
+        text = os.fspath(path)
+        with self.stack.lock:
+            known = self._nodes.recall(text)
+        return known or self._stat(text, False)
+
+    @_operation
+    def _stat(self, path: str, follow: bool) -> os.stat_result:
+        node = self._nodes.find(path, follow=follow)
+        if node is not None:
+            return self._nodes.status(node, path)
+        return self._nodes.status(self._node(path, follow=follow))
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """As os.path.exists."""
@@ -207,6 +227,7 @@ class UnionFS:
         node, parent, name = self._openable(path, flags)
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if node is None:
+            self._nodes.forget(parent, name)
             return changes.create_file(self.stack, parent, name, mode, flags)[1]
         if flags & os.O_CREAT and flags & os.O_EXCL:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
@@ -306,16 +327,15 @@ class UnionFS:
 
     # Names.
 
-    def _new(
-        self, path: str, *, directory: bool = False, known: _Known | None = None
-    ) -> tuple[Node, str]:
+    def _new(self, path: str, *, directory: bool = False) -> tuple[Node, str]:
         """Parent and name for something to be made at path."""
-        parent, name, node = self._walk(_bare(path), known=known)
+        parent, name, node = self._walk(_bare(path))
         if node is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         if path.endswith("/") and not directory:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         copyup.writable(self.stack)
+        self._nodes.forget(parent, name)
         return parent, name
 
     @_operation
@@ -365,13 +385,13 @@ class UnionFS:
     @_operation
     def link(self, src: str, dst: str | os.PathLike[str]) -> None:
         """As os.link, not following a symlink."""
-        known: _Known = {}
-        _, _, node = self._walk(src, known=known)
+        directory, old_name, node = self._walk(src)
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), src)
-        parent, name = self._new(os.fspath(dst), known=known)
+        parent, name = self._new(os.fspath(dst))
         if node.is_dir:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), src)
+        self._nodes.forget(directory, old_name)  # each name gets a node of its own
         changes.link(self.stack, node, parent, name)
 
     def _existing(self, path: str) -> tuple[Node, str, Node]:
@@ -382,6 +402,7 @@ class UnionFS:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if path.endswith("/") and not node.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        self._nodes.forget(parent, name)
         return parent, name, node
 
     @_operation
@@ -424,9 +445,8 @@ class UnionFS:
         known = system.RENAME_EXCHANGE | system.RENAME_NOREPLACE
         if flags & ~known or (exchange and no_replace):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), src)
-        nodes: _Known = {}
-        old_parent, old_name, old = self._walk(_bare(src), known=nodes)
-        new_parent, new_name, new = self._walk(_bare(target), known=nodes)
+        old_parent, old_name, old = self._walk(_bare(src))
+        new_parent, new_name, new = self._walk(_bare(target))
         if old_name in ("", ".", ".."):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), src)
         if new_name in ("", ".", ".."):
@@ -451,6 +471,8 @@ class UnionFS:
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), src)
             if new.is_dir and not old.is_dir:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), src)
+        self._nodes.forget(old_parent, old_name)
+        self._nodes.forget(new_parent, new_name)
         changes.rename(self.stack, old_parent, old_name, old, new_parent, new_name, new, flags)
 
     # Attributes.
@@ -515,39 +537,3 @@ def _is_below(node: Node, ancestor: Node) -> bool:
             return False
         node = node.names[0][0]
     return True
-
-
-def status(stack: LayerStack, node: Node) -> os.stat_result:
-    """The status of a node: that of its file in its layer, with the union's number.
-
-    Merged directories have one link: their subdirectories are not counted, which find(1)
-    understands (ovl_getattr, fs/overlayfs/inode.c).
-    """
-    found = resolve.top(stack, node).status()
-    return renumbered(stack, node, found)
-
-
-def renumbered(stack: LayerStack, node: Node, found: os.stat_result) -> os.stat_result:
-    """A layer's status as the union shows it."""
-    fields = list(found[:10])
-    fields[1] = stack.numbers.number(node.file)
-    fields[2] = stack.numbers.device
-    if node.is_merged:
-        fields[3] = 1
-    elif node.index is not None and node.upper:
-        fields[3] = index.links(stack, node.index, found)
-    precise = {
-        name: getattr(found, name)
-        for name in (
-            "st_atime",
-            "st_mtime",
-            "st_ctime",
-            "st_atime_ns",
-            "st_mtime_ns",
-            "st_ctime_ns",
-            "st_blksize",
-            "st_blocks",
-            "st_rdev",
-        )
-    }
-    return os.stat_result(fields, precise)
