@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.containers.conftest import busybox_files
+from tests.images.conftest import MakeImage, make_image
+from tests.store.conftest import make_layer
+from unionfs.images.exchange import export_images
+from unionfs.store import Store
+
+__all__ = ["make_image", "make_layer"]
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -71,3 +79,17 @@ def test_a_build_is_replayed_from_where_it_changed(tmp_path: Path, how: tuple[st
     shown = run(*how, *python("replay_build.py", tmp_path, steps[0], "false"), check=False)
     assert shown.count("(cached)") == 1
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+@needs_root
+@pytest.mark.parametrize("how", [(), AS_USER], ids=["root", "user"])
+def test_the_engine_runs_what_it_committed(
+    tmp_path: Path, make_image: MakeImage, how: tuple[str, ...]
+) -> None:
+    with Store(tmp_path / "store") as store:
+        make_image(store, "box", busybox_files())
+        export_images(store, ["box"], str(tmp_path / "box.tar"))
+    shown = run(*how, *python("engine.py", tmp_path / "box.tar"))
+    assert "imported box:latest\nadded /greeting\ncommitted 2 layers\n" in shown
+    assert "docker.io/library/greeter:1: " in shown
+    assert shown.endswith("hello from a container\nit ended with 0\n")
