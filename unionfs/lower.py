@@ -78,66 +78,65 @@ def names(prefix: str, places: Sequence[Place]) -> Names:
     return found
 
 
-_ONCE: Final[Names] = {}
-"""Stands for the table of a directory that was asked for one name so far."""
+_Places = tuple[Place, ...]
 
 
 @final
 class Memory:
-    """The tables of one stack's directories, those used last.
-
-    A directory is told by any object that stands for it as long as it is in use.
-    """
+    """The tables of one stack's directories, those used last."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._tables: OrderedDict[object, Names | None] = OrderedDict()
-        self._names = 0
+        # By the topmost place. None: asked for one name so far, or may not be listed.
+        self._tables: OrderedDict[tuple[int, str], tuple[_Places, Names | None]] = OrderedDict()
+        self._weight = 0
 
-    def names(self, directory: object, places: Sequence[Place]) -> Names:
-        """The table of a directory, whose lower layers are at places.
+    def names(self, places: _Places) -> Names:
+        """The table of a directory of the lower layers at places, which are not none.
 
         Raises what `system.list_dir` raises.
         """
-        table = self._tables.get(directory)
-        if table is None or table is _ONCE:
-            table = names(self._prefix, places)
-            self._keep(directory, table)
-        else:
-            self._tables.move_to_end(directory)
+        key = places[0].layer.index, places[0].path
+        kept = self._tables.get(key)
+        if kept and kept[1] is not None and (kept[0] is places or kept[0] == places):
+            self._tables.move_to_end(key)
+            return kept[1]
+        table = names(self._prefix, places)
+        self._keep(key, places, table)
         return table
 
-    def for_lookup(self, directory: object, places: Sequence[Place]) -> Names | None:
+    def for_lookup(self, places: _Places) -> Names | None:
         """The table, or None where it is better to ask the layers for the one name.
 
         That is so at first, and where one layer answers as fast, or a layer may not be listed.
         """
-        table = self._tables.get(directory, _ONCE)
-        if table is not _ONCE:
-            return table
-        if len(places) == 1:
-            return None
-        if directory not in self._tables:
-            self._keep(directory, _ONCE)
-            return None
-        try:
-            return self.names(directory, places)
-        except PermissionError:
-            self._keep(directory, None)
-            return None
+        if not places:
+            return {}
+        key = places[0].layer.index, places[0].path
+        kept = self._tables.get(key)
+        if kept and (kept[0] is places or kept[0] == places):
+            if kept[1] is not None:
+                return kept[1]
+            try:
+                return self.names(places)
+            except PermissionError:
+                return None
+        if len(places) > 1:
+            self._keep(key, places, None)
+        return None
 
-    def _keep(self, directory: object, table: Names | None) -> None:
-        self._forget(directory)
-        self._tables[directory] = table
-        self._names += _weight(table)
-        while self._names > _NAMES_MAX and len(self._tables) > 1:
+    def _keep(self, key: tuple[int, str], places: _Places, table: Names | None) -> None:
+        self._forget(key)
+        self._tables[key] = places, table
+        self._weight += _weight(places, table)
+        while self._weight > _NAMES_MAX and len(self._tables) > 1:
             self._forget(next(iter(self._tables)))
 
-    def _forget(self, directory: object) -> None:
-        if directory in self._tables:
-            self._names -= _weight(self._tables.pop(directory))
+    def _forget(self, key: tuple[int, str]) -> None:
+        if key in self._tables:
+            self._weight -= _weight(*self._tables.pop(key))
 
 
-def _weight(table: Names | None) -> int:
-    """What keeping a table costs, in names; the directory itself counts as one."""
-    return 1 + len(table or ())
+def _weight(places: _Places, table: Names | None) -> int:
+    """What keeping a table costs, in names."""
+    return 1 + len(places) + len(table or ())

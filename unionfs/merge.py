@@ -43,7 +43,7 @@ def listing(stack: LayerStack, directory: Node) -> dict[str, Listed]:
         _add_upper(stack, directory, Place(stack.upper, directory.path), found, hidden)
     if directory.lower:
         devices = [place.layer.device for place in directory.lower]
-        for name, held in stack.memory.names(directory, directory.lower).items():
+        for name, held in stack.memory.names(directory.lower).items():
             if name not in found and name not in hidden:
                 file = (devices[held.positions[0]], held.inode)
                 found[name] = Listed(name, held.kind << 12, file)

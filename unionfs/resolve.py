@@ -196,7 +196,7 @@ def _holding(stack: LayerStack, parent: Node, name: str) -> Iterator[_Holder]:
     above: list[Place] = []
     if parent.upper and stack.upper:
         above.append(Place(stack.upper, parent.path))
-    held = stack.memory.for_lookup(parent, parent.lower) if parent.lower else {}
+    held = stack.memory.for_lookup(parent.lower)
     if held is None:
         yield from _ask(stack, [*above, *parent.lower], name)
         return
@@ -307,7 +307,7 @@ def exists_below(stack: LayerStack, parent: Node, name: str) -> bool:
 
     Then only a whiteout hides it (ovl_lower_positive, fs/overlayfs/dir.c).
     """
-    held = stack.memory.for_lookup(parent, parent.lower) if parent.lower else {}
+    held = stack.memory.for_lookup(parent.lower)
     if held is not None:
         return name in held
     return next(_ask(stack, parent.lower, name), None) is not None
