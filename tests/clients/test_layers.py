@@ -51,7 +51,7 @@ _LOOK = """if True:
     from tests.tree import snapshot
     print(base64.b64encode(pickle.dumps(snapshot(Folder(sys.argv[1])))).decode())
 """
-_DOCKERFILE = f"""
+DOCKERFILE = f"""
 FROM {BASE}
 ADD packed.tar /opt/
 RUN rm /data/deleted && mv /data/tree /data/moved && echo new > /data/moved/sub/new
@@ -133,14 +133,19 @@ def mounted_by_podman(client: Client, image: str) -> Snapshot:
     return comparable(found)
 
 
+def packed(archive: Path) -> None:
+    """Write the archive that DOCKERFILE adds."""
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("packed/file")
+        member.size, member.mode, member.uid, member.gid, member.mtime = 7, 0o640, 7, 8, 10**9
+        tar.addfile(member, io.BytesIO(b"packed\n"))
+
+
 def test_layers_of_buildah_are_what_podman_mounts(client: Client, tmp_path: Path) -> None:
     context = client.home / tmp_path.name
     context.mkdir()
-    (context / "Dockerfile").write_text(_DOCKERFILE)
-    with tarfile.open(context / "packed.tar", "w") as tar:
-        packed = tarfile.TarInfo("packed/file")
-        packed.size, packed.mode, packed.uid, packed.gid, packed.mtime = 7, 0o640, 7, 8, 10**9
-        tar.addfile(packed, io.BytesIO(b"packed\n"))
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    packed(context / "packed.tar")
     client.build("built", context, "chroot", "--layers=true")
     layout = client.home / f"{tmp_path.name}.saved"
     client.podman("save", "--quiet", "--format=oci-dir", "--output", layout, "built")

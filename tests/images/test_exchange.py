@@ -218,6 +218,17 @@ def test_what_an_image_is_called(
     assert [Reference.parse(name).familiar for name in names(other)] == called
 
 
+def test_two_images_of_one_name_are_refused(
+    store: Store, other: Store, make_image: MakeImage, tmp_path: Path
+) -> None:
+    targets = [make_image(store, name, tree).target for name, tree in (("a", BASE), ("b", TOP))]
+    export_images(store, ["a", "b"], str(tmp_path / "out"), folder=True)
+    (tmp_path / "out/index.json").write_bytes(Index(manifests=tuple(targets)).raw)
+    with pytest.raises(InvalidReference, match="2 images in it are called out:latest"):
+        import_images(other, str(tmp_path / "out"))
+    assert names(other) == []
+
+
 def test_a_file_without_any_name(
     store: Store, other: Store, make_image: MakeImage, tmp_path: Path
 ) -> None:

@@ -9,8 +9,10 @@ Cost: a read and a write of the blobs that are missing where they go.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -18,16 +20,13 @@ from typing import Final
 from unionfs.images import layout
 from unionfs.images.bring import Brought, Watch, bring, unwatched
 from unionfs.images.files import STANDARD, Files, created, opened
-from unionfs.images.layout import Layout, Listed, write_layout
+from unionfs.images.layout import Layout, Listed, is_tag, write_layout
 from unionfs.images.library import Stored, find
 from unionfs.images.platform import Platform
 from unionfs.images.reference import DEFAULT_TAG, InvalidReference, Reference
 from unionfs.images.saved import Saved
 from unionfs.images.source import only, walk, what_is_there
 from unionfs.store import Store
-
-_NO_TAG: Final = {":", "/"}
-"""What tells a name from a bare tag."""
 
 _ENDINGS: Final = re.compile(r"\.(tar|tgz|oci|docker)?(\.(gz|zst))?$")
 
@@ -52,15 +51,19 @@ def import_images(
         with opened(path) as files:
             source = _source(files, path)
             images = source.images()
+            named = [_names(image, name, path, len(images)) for image in images]
+            for called, count in Counter(itertools.chain(*named)).items():
+                if count > 1:
+                    wrong = f"{count} images in it are called {called.familiar}; name them apart"
+                    raise InvalidReference(path, wrong)
             choose = only(platform) if platform else what_is_there
             return [
                 bring(
-                    *(store, source, image.target, _names(image, name, path, len(images))),
-                    choose,
+                    *(store, source, image.target, names, choose),
                     unpacked=unpacked,
                     watch=watch,
                 )
-                for image in images
+                for image, names in zip(images, named, strict=True)
             ]
     except FileNotFoundError as error:
         if error.filename == path:
@@ -115,7 +118,7 @@ def _names(image: Listed, given: Reference | None, path: str, count: int) -> lis
     base = given or _called_like(path)
     names = []
     for text in image.names or (DEFAULT_TAG,):
-        if given is not None or _NO_TAG.isdisjoint(text):
+        if given is not None or is_tag(text):
             if base is None:
                 raise InvalidReference(path, "an image in it has no name; give one")
             text = f"{base.name}:{text.rpartition(':')[2]}"

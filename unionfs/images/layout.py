@@ -57,11 +57,9 @@ class Layout:
             raise OSError(errno.EINVAL, f"{error.strerror}; the layout is broken", INDEX) from None
         found: dict[str, Listed] = {}
         for target in index.manifests:
-            notes = target.annotations
-            names = [notes[key] for key in (_FULL_NAME, REF_NAME) if key in notes][:1]
             bare = replace(target, annotations={})
             listed = found.setdefault(target.digest, Listed(bare, ()))
-            found[target.digest] = replace(listed, names=(*listed.names, *names))
+            found[target.digest] = replace(listed, names=(*listed.names, *_names_of(target)))
         return [*found.values()]
 
     def document(self, descriptor: Descriptor) -> bytes:
@@ -74,6 +72,22 @@ class Layout:
             file.seek(start)
             while chunk := file.read(_READ):
                 yield chunk
+
+
+def _names_of(target: Descriptor) -> list[str]:
+    """What an image is called in an index.
+
+    A tool that knows the OCI's annotation alone leaves the full name as it was when it tags anew.
+    """
+    full, ref = (target.annotations.get(key) for key in (_FULL_NAME, REF_NAME))
+    if not full or (ref and not is_tag(ref)):
+        return [ref] if ref else []
+    return [f"{Reference.parse(full).name}:{ref}" if ref else full]
+
+
+def is_tag(text: str) -> bool:
+    """Whether a name in a layout is a bare tag, and no full name."""
+    return {":", "/"}.isdisjoint(text)
 
 
 def blob_path(digest: str) -> str:
@@ -117,6 +131,6 @@ def write_layout(sink: Sink, source: Source, graphs: Iterable[tuple[Reference, G
             },
         )
         if reference.tag:
-            image["RepoTags"].append(reference.familiar)
+            image["RepoTags"].append(str(reference))
     add_bytes(sink, INDEX, Index(manifests=tuple(entries)).raw)
     add_bytes(sink, SAVED, json.dumps([*loadable.values()]).encode())
