@@ -28,15 +28,15 @@ def test_a_container_from_create_to_remove(
     Path(mount.target, "app").write_text("changed")
     assert containers.list() == [containers.get("mine")]
     assert containers.get("mine").target == mount.target
-    with pytest.raises(FailedPrecondition, match="it is mounted at"):
-        containers.mount("mine", str(tmp_path))
+    (tmp_path / "root").mkdir()
+    with pytest.raises(OSError, match="is mounted by the kernel; unmount that first"):
+        containers.mount("mine", str(tmp_path / "root"))
     with pytest.raises(FailedPrecondition, match="unmount it, or remove it by force"):
         containers.remove("mine")
     containers.unmount("mine")
     with pytest.raises(FailedPrecondition, match="it is not mounted"):
         containers.unmount("mine")
 
-    (tmp_path / "root").mkdir()
     with containers.mount("mine", str(tmp_path / "root")):
         assert (tmp_path / "root/app").read_text() == "changed"
     containers.mount("mine")

@@ -79,20 +79,23 @@ class Containers:
         if chain in self._store.layers:
             with contextlib.suppress(NotFound):  # collected meanwhile
                 self._store.snapshots.prepare(key, chain, labels)
-                return self.get(key)
+                return self._container(self._info(key), {})
         with self._store.leases.hold():
             self._store.snapshots.prepare(key, library.unpack(self._store, chosen), labels)
-        return self.get(key)
+        return self._container(self._info(key), {})
 
     def get(self, name: str) -> Container:
         """Raises NotFound."""
+        return self._container(self._info(name), self._mounts())
+
+    def _info(self, name: str) -> Info:
         try:
             info = self._store.snapshots.stat(name)
         except NotFound:
             raise _no_container(name) from None
         if IMAGE not in info.labels:
             raise _no_container(name)
-        return self._container(info, self._mounts())
+        return info
 
     def list(self) -> list[Container]:
         """All of them, by name."""
@@ -122,19 +125,19 @@ class Containers:
     def mountable(self, name: str, target: str | None = None) -> str:
         """Where to mount a container: at target, else in the store, where the directory is made.
 
-        Raises NotFound, FailedPrecondition where it is mounted.
+        Raises NotFound.
         """
-        container = self.get(name)
-        if container.target is not None:
-            message = f"it is mounted at {container.target}; unmount it there first"
-            raise FailedPrecondition(message, name)
+        self._info(name)
         if target is None:
             target = f"{self.folder(name)}/rootfs"
             os.makedirs(target, mode=0o711, exist_ok=True)
         return target
 
     def mount(self, name: str, target: str | None = None) -> unionfs.Mount:
-        """Mount a container. Raises as `mountable` does, and MountError."""
+        """Mount a container, by default in the store.
+
+        Raises NotFound, StackError (EBUSY) where it is mounted, MountError.
+        """
         place = self.mountable(name, target)
         with self._store.snapshots.directories(name).open() as stack:
             return unionfs.mount(stack, place)
@@ -162,7 +165,7 @@ class Containers:
 
     def image(self, name: str) -> Image:
         """The image that a container was made of. Raises NotFound."""
-        with self._store.blobs.open(self.get(name).manifest) as file:
+        with self._store.blobs.open(self._info(name).labels[GC_REFERENCE]) as file:
             manifest = Manifest.read(file.read())
         config = read_config(library.Stored(self._store), manifest)
         return Image(Descriptor.to(manifest.raw, manifest.media_type), manifest, config)
@@ -175,7 +178,7 @@ class Containers:
         Raises NotFound, InvalidReference, LayerError.
         """
         called = Reference.parse(reference)
-        directories = self._store.snapshots.directories(self.get(name).name)
+        directories = self._store.snapshots.directories(self._info(name).name)
         assert directories.upper is not None, "a container is an active snapshot"
         layers = (directories.upper, *directories.lower)
         with self._store.leases.hold():
