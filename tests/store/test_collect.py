@@ -1,6 +1,8 @@
 """Collection: what nothing leads to goes, and never what an import has recorded."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -121,10 +123,26 @@ def test_a_lease_that_outlives_its_process(store: Store) -> None:
 
 
 def test_a_lease_that_expired_keeps_nothing(store: Store) -> None:
-    with store.leases.hold(0):
-        store.blobs.add(b"content")
-        assert store.leases.list() == []
-        assert store.gc().blobs == 1
+    blob = store.blobs.add(b"content").digest
+    store.leases.add(store.leases.create(0), blob)
+    assert store.leases.list() == []
+    assert store.gc().blobs == 1
+
+
+def test_a_lease_ends_with_its_process(store: Store) -> None:
+    script = """if True:
+        import os, signal, sys
+        from unionfs.store import Store
+
+        with Store(sys.argv[1]) as store, store.leases.hold():
+            store.blobs.add(b"content")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", script, store.root], check=False)
+    assert len([*store.blobs]) == len(store.leases.list()) == 1
+    assert store.gc().blobs == 1
+    assert store.leases.list() == []
+    assert os.listdir(f"{store.root}/ingest") == []
 
 
 def test_snapshots_that_a_user_made_stay(store: Store) -> None:

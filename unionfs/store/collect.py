@@ -18,7 +18,7 @@ from typing import Final, final
 from unionfs import faults
 from unionfs.store.catalogue import Catalogue, now
 from unionfs.store.folders import BLOBS, INGEST, SNAPSHOTS, Folders, claimed
-from unionfs.store.leases import DAY
+from unionfs.store.leases import DAY, HELD
 
 GC_REFERENCE: Final = "containerd.io/gc.ref.content"
 """A label of a snapshot that names a blob which it needs, with `.` and anything behind it or not
@@ -90,6 +90,8 @@ def sweep(folders: Folders, catalogue: Catalogue) -> None:
                     folders.discard(path)
     faults.step("swept")
     for path, name in _entries(f"{folders.root}/{INGEST}"):
+        if name.startswith(HELD):
+            continue  # a collection ends the lease first
         with contextlib.suppress(FileNotFoundError):
             if "-" in name and os.stat(path).st_mtime > time.time() - DAY and os.path.isfile(path):
                 continue

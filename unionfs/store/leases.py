@@ -1,11 +1,13 @@
 """Leases: what keeps a collection from taking what an import has made and not yet named.
 
 While a process holds a lease, everything that it adds to a store, or finds there and so relies on,
-is kept. A lease ends with its block; that of a killed process when it expires.
+is kept. A lease ends with its block, with its process at the latest: whoever holds one has a lock
+on a file of its name, which the kernel drops for the dead.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +16,12 @@ from typing import Final, final
 
 from unionfs.store.catalogue import Catalogue, now
 from unionfs.store.errors import NotFound
+from unionfs.store.folders import Folders, claimed
 
 DAY: Final = 24 * 60 * 60.0
+_FOREVER: Final = 100 * 365 * DAY
+HELD: Final = "lease-"
+"""How the files in ingest begin that are locked by who holds a lease."""
 
 
 @final
@@ -33,31 +39,48 @@ class Lease:
 class Leases:
     """The leases of a store. Its methods may be called from any thread."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, folders: Folders, catalogue: Catalogue) -> None:
+        self._folders = folders
         self._catalogue = catalogue
 
     @contextmanager
-    def hold(self, seconds: float = DAY) -> Iterator[str]:
-        """Keep what this store object adds and finds until the block ends; gives the lease's ID.
+    def hold(self) -> Iterator[str]:
+        """Keep what this store object adds and finds until the block ends; gives the lease's ID."""
+        lease = uuid.uuid4().hex
+        path = self._folders.ingest(HELD + lease)
+        with claimed(path, os.O_RDWR | os.O_CREAT):
+            self._make(lease, _FOREVER)
+            self._catalogue.held.add(lease)
+            try:
+                yield lease
+            finally:
+                self._catalogue.held.discard(lease)
+                with self._catalogue.change() as db:
+                    db.execute("DELETE FROM lease WHERE id = ?", (lease,))
+                os.unlink(path)
 
-        seconds: after which it ends anyway, as it must where the process is killed.
-        """
-        lease = self.create(seconds)
-        self._catalogue.held.add(lease)
-        try:
-            yield lease
-        finally:
-            self._catalogue.held.discard(lease)
-            with self._catalogue.change() as db:
-                db.execute("DELETE FROM lease WHERE id = ?", (lease,))
+    def _make(self, lease: str, seconds: float) -> None:
+        created = now()
+        with self._catalogue.change() as db:
+            row = (lease, created, created + int(seconds * 1e9))
+            db.execute("INSERT INTO lease VALUES (?, ?, ?)", row)
+
+    def end_of_the_dead(self) -> None:
+        """End the leases that killed processes held."""
+        for name in os.listdir(self._folders.ingest("")):
+            if not name.startswith(HELD):
+                continue
+            path = self._folders.ingest(name)
+            with claimed(path, os.O_RDWR, wait=False) as held:
+                if held is not None:
+                    with self._catalogue.change() as db:
+                        db.execute("DELETE FROM lease WHERE id = ?", (name.removeprefix(HELD),))
+                    os.unlink(path)
 
     def create(self, seconds: float = DAY) -> str:
         """A lease that outlives this process, until it is removed or expires; its ID."""
-        lease, created = uuid.uuid4().hex, now()
-        with self._catalogue.change() as db:
-            db.execute("DELETE FROM lease WHERE expires < ?", (created,))
-            row = (lease, created, created + int(seconds * 1e9))
-            db.execute("INSERT INTO lease VALUES (?, ?, ?)", row)
+        lease = uuid.uuid4().hex
+        self._make(lease, seconds)
         return lease
 
     def add(self, lease: str, *things: str) -> None:

@@ -51,7 +51,7 @@ class Store:
         self.options = MountOptions(userxattr=prefix == markers.USER)
         self.blobs = Blobs(self._folders, self._catalogue)
         self.names = Names(self._catalogue)
-        self.leases = Leases(self._catalogue)
+        self.leases = Leases(self._folders, self._catalogue)
         self.snapshots = Snapshots(self._folders, self._catalogue, self.options)
         self.layers = Layers(self._folders, self._catalogue, self.blobs, self.snapshots, prefix)
 
@@ -74,6 +74,7 @@ class Store:
 
         Snapshots go by `snapshots.remove` alone.
         """
+        self.leases.end_of_the_dead()
         collected = collect(self._catalogue)
         self.cleanup()
         return collected

@@ -21,6 +21,7 @@ from unionfs import markers, system
 from unionfs.store import digest as digests
 from unionfs.store.blobs import CHUNK
 from unionfs.store.catalogue import Catalogue
+from unionfs.store.errors import NotFound
 from unionfs.store.folders import Folders, claimed
 from unionfs.store.layers import Layers
 
@@ -118,28 +119,36 @@ def _layer(
     blob, diff_id = source
     draft = folders.ingest(uuid.uuid4().hex)
     os.mkdir(draft, 0o700)
-    with claimed(draft, os.O_RDONLY | os.O_DIRECTORY):
-        fresh = f"{draft}/fs"
-        try:
-            layers.apply(blob, diff_id, fresh, below)
-        except FileNotFoundError:
-            return  # its blob was collected: another one unpacks to the same
-        different = [*differences(fresh, files)]
-        if different and _catalogued(catalogue, "snapshot", "name", name):
+    try:
+        with claimed(draft, os.O_RDONLY | os.O_DIRECTORY):
+            fresh = f"{draft}/fs"
+            try:
+                layers.apply(blob, diff_id, fresh, below)
+            except NotFound:
+                return  # its blob was collected: another one unpacks to the same
+            different = [*differences(fresh, files)]
+            if not different or not _catalogued(catalogue, "snapshot", "name", name):
+                return
             shown = ", ".join(different[:_SHOWN])
             more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
             remedy = "exchanged for what its blob holds" if repair else "repair the store"
             if repair:
-                parents = [os.open(os.path.dirname(path), os.O_PATH) for path in (fresh, files)]
-                try:
-                    system.rename(parents[0], "fs", parents[1], "fs", system.RENAME_EXCHANGE)
-                finally:
-                    for fd in parents:
-                        os.close(fd)
+                _exchange(fresh, files)
             message = f"not what its blob unpacks to: {shown}{more}; {remedy}"
             yield Fault("layer", name, files, message, repair)
+    finally:
         folders.discard(draft)
-    folders.empty_trash()
+        folders.empty_trash()
+
+
+def _exchange(one: str, other: str) -> None:
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for path in (one, other):
+            fds.append(os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC))
+            opened.callback(os.close, fds[-1])
+        names = [os.path.basename(path) for path in (one, other)]
+        system.rename(fds[0], names[0], fds[1], names[1], system.RENAME_EXCHANGE)
 
 
 def _catalogued(catalogue: Catalogue, table: str, column: str, value: object) -> bool:
