@@ -14,7 +14,7 @@
 typedef struct {
     PyObject_HEAD
     struct ufs_session session;
-    PyObject *ask;
+    PyObject *ask, *copy_up;
     bool ready;
 } Table;
 
@@ -33,6 +33,22 @@ static int64_t ask_python(void *context, uint64_t parent, const char *name)
     Py_XDECREF(found);
     PyGILState_Release(state);
     return id;
+}
+
+static int copy_up_by_python(void *context, uint64_t directory)
+{
+    Table *self = context;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyObject *result = PyObject_CallFunction(self->copy_up, "K", (unsigned long long)directory);
+    int failed = result ? (int)PyLong_AsLong(result) : -EIO;
+
+    if (PyErr_Occurred()) {
+        PyErr_WriteUnraisable(self->copy_up);
+        failed = -EIO;
+    }
+    Py_XDECREF(result);
+    PyGILState_Release(state);
+    return failed;
 }
 
 static int read_layers(Table *self, PyObject *layers)
@@ -90,10 +106,10 @@ static int read_filesystems(Table *self, PyObject *filesystems)
 
 static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "layers", "filesystems", "prefix", "ask", "has_upper", "passthrough",
+    static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper", "passthrough",
                              "writeback", "xattrs", "syncs", "timeout", NULL };
     int has_upper, passthrough, writeback, xattrs, syncs;
-    PyObject *layers, *filesystems, *ask;
+    PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
     double timeout;
@@ -102,9 +118,9 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOpppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
-                                     &has_upper, &passthrough, &writeback, &xattrs, &syncs,
+                                     &copy_up, &has_upper, &passthrough, &writeback, &xattrs, &syncs,
                                      &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
@@ -123,9 +139,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->syncs = syncs;
     session->seconds = (uint64_t)timeout;
     session->nanoseconds = (uint32_t)((timeout - (double)session->seconds) * 1e9);
-    session->asked = (struct ufs_asked){ ask_python, self };
+    session->asked = (struct ufs_asked){ ask_python, copy_up_by_python, self };
     session->device = session->socket = -1;
     self->ask = Py_NewRef(ask);
+    self->copy_up = Py_NewRef(copy_up);
     self->ready = true;
     return (PyObject *)self;
 }
@@ -139,6 +156,7 @@ static void table_dealloc(Table *self)
         pthread_mutex_destroy(&self->session.pending_lock);
     }
     Py_XDECREF(self->ask);
+    Py_XDECREF(self->copy_up);
     Py_TYPE(self)->tp_free(self);
 }
 

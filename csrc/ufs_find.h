@@ -7,9 +7,11 @@
 
 enum { UFS_ABSENT = 0, UFS_FOUND = 1, UFS_ASK = 2 };
 
-/* Asks Python for the node at a name, which it then makes known: its ID, 0, or -errno. */
+/* What Python does for us. ask: look the node at a name up, and make it known: its ID, 0, or -errno.
+ * copy_up: make upper hold a directory: 0 or -errno. */
 struct ufs_asked {
     int64_t (*ask)(void *context, uint64_t parent, const char *name);
+    int (*copy_up)(void *context, uint64_t directory);
     void *context;
 };
 

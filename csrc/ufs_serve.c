@@ -298,17 +298,37 @@ static bool is_for_python(const char *name)
            || strlen(name) >= UFS_NAME_SIZE;
 }
 
+/* The directory that shall get a name, in upper: 0, or what to return. */
+static int new_parent(const struct turn *turn, struct ufs_node **parent)
+{
+    int failed = at_node(turn, parent);
+
+    if (failed)
+        return failed;
+    if (ufs_is_removed(*parent))
+        return -ENOENT;
+    if ((*parent)->flags & UFS_UPPER)
+        return 0;
+    if (!turn->table->has_upper)
+        return UFS_FORWARD; /* it knows the error */
+    failed = turn->session->asked.copy_up(turn->session->asked.context, (*parent)->id);
+    if (failed)
+        return failed;
+    return (*parent)->flags & UFS_UPPER ? 0 : UFS_FORWARD;
+}
+
 /* The path in upper of a name that neither upper nor a lower layer has: 0, or what to return. */
 static int new_path(struct turn *turn, struct ufs_node **parent, const char *name,
                     char buffer[UFS_PATH_SIZE], char **path)
 {
     struct stat status;
-    int failed = at_node(turn, parent), below;
+    int failed, below;
 
+    if (is_for_python(name))
+        return UFS_FORWARD;
+    failed = new_parent(turn, parent);
     if (failed)
         return failed;
-    if (!((*parent)->flags & UFS_UPPER) || ufs_is_removed(*parent) || is_for_python(name))
-        return UFS_FORWARD;
     below = ufs_exists_below(turn->table, *parent, name);
     if (below)
         return below == -1 ? -errno : UFS_FORWARD;
@@ -320,13 +340,18 @@ static int new_path(struct turn *turn, struct ufs_node **parent, const char *nam
     return errno == ENOENT ? 0 : -errno;
 }
 
+static bool is_ourselves(const struct fuse_in_header *in)
+{
+    return in->uid == geteuid() && in->gid == getegid();
+}
+
 /* Make files as the caller, until become_ourselves; as Operations._creating. */
 static int become(const struct turn *turn, uint32_t mask)
 {
     const struct fuse_in_header *in = turn->in;
 
     umask(mask);
-    if (in->uid == geteuid() && in->gid == getegid())
+    if (is_ourselves(in))
         return 0;
     setfsgid(in->gid);
     setfsuid(in->uid);
@@ -335,11 +360,29 @@ static int become(const struct turn *turn, uint32_t mask)
     return -EPERM;
 }
 
-static void become_ourselves(void)
+static void become_ourselves(const struct turn *turn)
 {
-    setfsuid(geteuid());
-    setfsgid(getegid());
+    if (!is_ourselves(turn->in)) {
+        setfsuid(geteuid());
+        setfsgid(getegid());
+    }
     umask(0);
+}
+
+/* A node for a file just created; NULL without memory. */
+static struct ufs_node *new_upper_node(struct ufs_table *table, const struct stat *status)
+{
+    struct ufs_node *node = ufs_new_node(table, IFTODT(status->st_mode));
+
+    if (!node)
+        return NULL;
+    node->flags = UFS_UPPER;
+    node->device = status->st_dev;
+    node->inode = status->st_ino;
+    if (ufs_number(table, status->st_dev, status->st_ino, &node->number))
+        return node;
+    ufs_drop_unused(table, node);
+    return NULL;
 }
 
 /* Make the file just created at path a node: 0 or -errno. */
@@ -351,16 +394,12 @@ static int adopt(struct turn *turn, struct ufs_node *parent, const char *name, c
 
     if (fstatat(table->layers[0].fd, path, status, AT_SYMLINK_NOFOLLOW))
         return -errno;
-    node = ufs_new_node(table, IFTODT(status->st_mode));
+    node = new_upper_node(table, status);
     if (!node)
         return -ENOMEM;
-    node->flags = UFS_UPPER;
-    node->device = status->st_dev;
-    node->inode = status->st_ino;
-    if (!ufs_number(table, status->st_dev, status->st_ino, &node->number)
-        || ufs_bind(table, node, parent, name)) {
+    if (ufs_bind(table, node, parent, name)) {
         ufs_drop_unused(table, node);
-        return -EIO;
+        return -ENOMEM;
     }
     ufs_forget_names_above(parent);
     *made = node;
@@ -385,7 +424,7 @@ static int make_node(struct turn *turn, const char *name, mode_t mode, dev_t dev
         failed = mkdirat(upper, path, mode & 07777) ? -errno : 0;
     else if (!failed)
         failed = mknodat(upper, path, mode, device) ? -errno : 0;
-    become_ourselves();
+    become_ourselves(turn);
     if (!failed)
         failed = adopt(turn, parent, name, path, &node, &status);
     if (failed)
@@ -555,7 +594,7 @@ static int on_create(struct turn *turn)
                               (flags & ~O_TRUNC) | O_CREAT | O_EXCL, in->mode & 07777);
         failed = fd == -1 ? -errno : 0;
     }
-    become_ourselves();
+    become_ourselves(turn);
     if (!failed)
         failed = adopt(turn, parent, name, path, &node, &status);
     if (failed) {
@@ -565,6 +604,63 @@ static int on_create(struct turn *turn)
     }
     tell(turn, node, &status);
     return tell_open(turn, node, fd, flags, false);
+}
+
+static int on_tmpfile(struct turn *turn)
+{
+    const struct fuse_create_in *in = turn->argument;
+    int flags = layer_flags(turn->session, in->flags) & ~O_TRUNC, fd = -1, failed;
+    struct ufs_table *table = turn->table;
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *parent, *node;
+    struct stat status;
+
+    failed = new_parent(turn, &parent);
+    if (failed)
+        return failed == UFS_FORWARD ? -EROFS : failed;
+    path = ufs_upper_path(parent, NULL, buffer);
+    if (!path)
+        return -errno;
+    failed = become(turn, in->umask);
+    if (!failed) {
+        fd = ufs_open_beneath(table->layers[0].fd, path, flags | O_TMPFILE, in->mode & 07777);
+        failed = fd == -1 || fstat(fd, &status) ? -errno : 0;
+    }
+    become_ourselves(turn);
+    node = failed ? NULL : new_upper_node(table, &status);
+    if (!node) {
+        if (fd != -1)
+            close(fd);
+        return failed ? failed : -ENOMEM;
+    }
+    tell(turn, node, &status);
+    return tell_open(turn, node, fd, flags, false);
+}
+
+/* Give a file without a name one, as linkat(2) does for O_TMPFILE; other links are Python's. */
+static int on_link(struct turn *turn)
+{
+    const struct fuse_link_in *in = turn->argument;
+    const char *name = (const char *)(in + 1);
+    char buffer[UFS_PATH_SIZE], source[32], *path;
+    struct ufs_node *node = ufs_node(turn->table, in->oldnodeid), *parent;
+    struct stat status;
+    int failed;
+
+    if (!node || !ufs_is_removed(node) || !node->open
+        || turn->table->files[node->open->first].lower)
+        return UFS_FORWARD;
+    failed = new_path(turn, &parent, name, buffer, &path);
+    if (failed)
+        return failed;
+    snprintf(source, sizeof source, "/proc/self/fd/%d", node->open->first);
+    if (linkat(AT_FDCWD, source, turn->table->layers[0].fd, path, AT_SYMLINK_FOLLOW))
+        return -errno;
+    ufs_forget_names_above(parent);
+    if (ufs_bind(turn->table, node, parent, name))
+        return -ENOMEM;
+    failed = read_status(turn, node, &status);
+    return failed ? failed : tell(turn, node, &status);
 }
 
 static int on_release(struct turn *turn)
@@ -823,6 +919,26 @@ static int plain(struct turn *turn, struct ufs_node *parent, const char *name,
     return status->st_nlink > 1 && !S_ISDIR(status->st_mode) ? UFS_FORWARD : 0;
 }
 
+/* Hide a file of lower layers alone: there is nothing in upper, so its whiteout is made there. */
+static int cover(struct turn *turn, struct ufs_node *parent, struct ufs_node *node,
+                 const char *name)
+{
+    char buffer[UFS_PATH_SIZE], *path = ufs_upper_path(parent, name, buffer);
+    struct stat status;
+    int failed;
+
+    failed = path ? read_status(turn, node, &status) : -errno;
+    if (failed)
+        return failed;
+    /* What is there, or where nobody may make devices: for Python. */
+    if (mknodat(turn->table->layers[0].fd, path, S_IFCHR, 0))
+        return errno == EEXIST || errno == EPERM ? UFS_FORWARD : -errno;
+    keep_last(node, &status, status.st_nlink - 1);
+    ufs_forget_names_above(parent);
+    ufs_unbind(turn->table, parent, name);
+    return 0;
+}
+
 static int remove_name(struct turn *turn, bool directory)
 {
     char buffer[UFS_PATH_SIZE], *path;
@@ -831,6 +947,11 @@ static int remove_name(struct turn *turn, bool directory)
     struct stat status;
     int failed = at_node(turn, &parent), below;
 
+    if (!failed && !directory && parent->flags & UFS_UPPER && !ufs_is_removed(parent)) {
+        node = ufs_child(turn->table, parent, name);
+        if (node && !(node->flags & (UFS_UPPER | UFS_PINNED | UFS_STALE)) && node->type != DT_DIR)
+            return cover(turn, parent, node, name);
+    }
     if (!failed)
         failed = plain(turn, parent, name, &node, buffer, &path, &status);
     if (failed)
@@ -1165,6 +1286,8 @@ static const struct handler handlers[] = {
     [FUSE_OPEN] = { on_open, sizeof(struct fuse_open_in), 0, true, true },
     [FUSE_READ] = { on_read, sizeof(struct fuse_read_in), 0, false, false },
     [FUSE_WRITE] = { on_write, sizeof(struct fuse_write_in), 0, false, false },
+    [FUSE_TMPFILE] = { on_tmpfile, sizeof(struct fuse_create_in), 0, true, false },
+    [FUSE_LINK] = { on_link, sizeof(struct fuse_link_in), 1, true, false },
     [FUSE_RELEASE] = { on_release, sizeof(struct fuse_release_in), 0, true, false },
     [FUSE_GETXATTR] = { on_getxattr, sizeof(struct fuse_getxattr_in), 1, true, false },
     [FUSE_LISTXATTR] = { on_listxattr, sizeof(struct fuse_getxattr_in), 0, true, false },

@@ -18,6 +18,7 @@ class Table:
         filesystems: list[tuple[int, int, int, bytes]],
         prefix: bytes,
         ask: Callable[[int, bytes], int],
+        copy_up: Callable[[int], int],
         has_upper: bool,
         passthrough: bool,
         writeback: bool,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn, final
@@ -39,11 +40,11 @@ except ImportError:
 else:
     AVAILABLE = NATIVE  # the environment may rule out extensions
 
-Find = Callable[[Inode, str], Inode | None]
-
 _Facts = tuple[int, int, int, int, tuple[tuple[int, str], ...], bytes | None]
 """Flags, device, inode, number, places and redirect of a node, as the table keeps them."""
 
+_DIRECTORIES_MAX: Final = 64
+"""How many directories that requests used last stay nodes, for what the library knows of those."""
 _SYS_ADMIN: Final = 1 << 21
 _INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
 """The inode of /proc/self/ns/user there (linux/proc_ns.h, PROC_USER_INIT_INO)."""
@@ -83,19 +84,29 @@ def may_pass_through() -> bool:
 class TableInodes(Inodes):
     """The inodes of a stack in C's table.
 
-    find: `Operations.find`, for the names that only the library can look up.
+    find: the inode at a name that only the library can look up. copy_up: makes upper hold a
+        directory.
     passthrough, writeback: what the mount and the kernel have agreed on.
     """
 
     def __init__(
-        self, stack: LayerStack, find: Find, *, timeout: float, passthrough: bool, writeback: bool
+        self,
+        stack: LayerStack,
+        find: Callable[[Inode, str], Inode | None],
+        copy_up: Callable[[Inode], None],
+        *,
+        timeout: float,
+        passthrough: bool,
+        writeback: bool,
     ) -> None:
         self._stack = stack
         self._find = find
+        self._copy_up = copy_up
         self._users = 0
         self._loaded: dict[int, Inode] = {}
         self._nodes: dict[Node, Inode] = {}
         self._told: dict[int, _Facts] = {}
+        self._directories: OrderedDict[int, Node] = OrderedDict()
         options = stack.options
         self._roots: list[int] = []
         self.table = _fast.Table(
@@ -103,6 +114,7 @@ class TableInodes(Inodes):
             filesystems=self._filesystems(),
             prefix=stack.prefix.encode(),
             ask=self._ask,
+            copy_up=self._copied_up,
             has_upper=stack.upper is not None,
             passthrough=passthrough,
             writeback=writeback,
@@ -165,7 +177,10 @@ class TableInodes(Inodes):
             origin=bool(flags & _fast.ORIGIN),
         )
         node.is_root = number == ROOT_ID
-        self._told[number] = self._facts(node)
+        facts = self._told[number] = self._facts(node)
+        known = self._directories.get(number)
+        if known is not None and known.names == parents and self._facts(known) == facts:
+            node = known
         return self._keep(number, node)
 
     def _facts(self, node: Node) -> _Facts:
@@ -195,8 +210,13 @@ class TableInodes(Inodes):
             loaded, self._loaded = self._loaded, {}
             self._nodes.clear()
             self._told.clear()
-            for number in loaded:
+            for number, inode in loaded.items():
                 self.table.unpin(number)
+                if inode.node.is_dir:
+                    self._directories[number] = inode.node
+                    self._directories.move_to_end(number)
+            while len(self._directories) > _DIRECTORIES_MAX:
+                self._directories.popitem(last=False)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -235,6 +255,18 @@ class TableInodes(Inodes):
                 return 0
             self.told(inode)
             return inode.id
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        finally:
+            self._users -= 1
+            self._leave()
+
+    def _copied_up(self, directory: int) -> int:
+        """Called by C, which holds the lock: 0 once upper holds a directory, or -errno."""
+        self._users += 1
+        try:
+            self._copy_up(self[directory])
+            return 0
         except OSError as error:
             return -(error.errno or errno.EIO)
         finally:

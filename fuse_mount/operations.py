@@ -133,6 +133,7 @@ class Operations(pyfuse3.Operations):
             accelerate.TableInodes(
                 stack,
                 self.find,
+                self._copy_up_directory,
                 timeout=self._timeout,
                 passthrough=self.passthrough,
                 writeback=self.enable_writeback_cache,
@@ -307,10 +308,15 @@ class Operations(pyfuse3.Operations):
             copyup.copy_up_parents(self._stack, node)
             length = source.status().st_size
             if node.kind != stat.S_IFREG or min(length, size or length) <= _AT_ONCE:
-                draft = copyup.build(self._stack, source, size)
+                with self.inodes.apart():  # fsync(2) takes its time
+                    draft = copyup.build(self._stack, source, size)
             else:
                 draft = await self._apart(copyup.build, self._stack, source, size)
             copyup.install(self._stack, node, draft)
+
+    def _copy_up_directory(self, inode: Inode) -> None:
+        with self._following(inode):
+            copyup.copy_up(self._stack, inode.node)
 
     @contextlib.contextmanager
     def _following(self, *inodes: Inode) -> Iterator[None]:

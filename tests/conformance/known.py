@@ -95,7 +95,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     ),
     Known(
         frozenset({"open-tmpfile"}),
-        _FUSE,
+        _PURE,
         "pyfuse3 has no tmpfile operation: the kernel answers EOPNOTSUPP by itself",
     ),
 )

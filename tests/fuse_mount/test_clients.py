@@ -173,9 +173,8 @@ def test_calls_that_are_rare(union: Path, layers: Layers, tmp_path: Path) -> Non
     assert (union / "shared/9").read_bytes() == b"lower"
 
 
-# The fast path does not make the first; the kernel answers the others by itself.
+# The kernel answers these by itself.
 LACKING = {
-    "O_TMPFILE": "ENOTSUP",
     "FIBMAP": "done",
     "epoll": "done",
 }
