@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "pull": "images",
     "push": "images",
     "layer": "layer",
+    "build": "build",
     "run": "containers",
     "create": "containers",
     "containers": "containers",

@@ -170,6 +170,23 @@ class Containers:
         config = read_config(library.Stored(self._store), manifest)
         return Image(Descriptor.to(manifest.raw, manifest.media_type), manifest, config)
 
+    def layer(self, name: str, clamp: int | None = None) -> tuple[Descriptor, str]:
+        """What a container changes, as a layer in the store, and its diff ID. A lease must keep it.
+
+        clamp: see `write_layer`. Nobody should write to the container meanwhile; it may be mounted.
+
+        Raises NotFound, LayerError.
+        """
+        directories = self._store.snapshots.directories(self._info(name).name)
+        assert directories.upper is not None, "a container is an active snapshot"
+        layers = (directories.upper, *directories.lower)
+        with (
+            LayerStack(layers, options=self._store.options) as stack,
+            self._store.blobs.writer() as writer,
+        ):
+            written = write_layer(stack, cast(BinaryIO, _Into(writer)), clamp=clamp)
+        return Descriptor(written.media_type, written.digest, written.size), written.diff_id
+
     def commit(self, name: str, reference: str, *, author: str = "", comment: str = "") -> Image:
         """An image of a container as it is now: its image's layers, and one of its changes.
 
@@ -178,18 +195,10 @@ class Containers:
         Raises NotFound, InvalidReference, LayerError.
         """
         called = Reference.parse(reference)
-        directories = self._store.snapshots.directories(self._info(name).name)
-        assert directories.upper is not None, "a container is an active snapshot"
-        layers = (directories.upper, *directories.lower)
         with self._store.leases.hold():
             base = self.image(name)
-            with (
-                LayerStack(layers, options=self._store.options) as stack,
-                self._store.blobs.writer() as writer,
-            ):
-                written = write_layer(stack, cast(BinaryIO, _Into(writer)))
-            layer = Descriptor(written.media_type, written.digest, written.size)
-            config = self._stepped(base.config, written.diff_id, author, comment)
+            layer, diff_id = self.layer(name)
+            config = self._stepped(base.config, diff_id, author, comment)
             image = library.add(self._store, config, (*base.manifest.layers, layer))
             library.tag(self._store, image.target, called)
         return image

@@ -3,6 +3,7 @@
 from unionfs.layers.apply import Applied, Limits, apply_layer, apply_onto
 from unionfs.layers.changes import Change, Kind, changes
 from unionfs.layers.streams import Compression, LayerError
+from unionfs.layers.tar import is_archive
 from unionfs.layers.unpack import Rights
 from unionfs.layers.write import Written, write_layer
 
@@ -18,5 +19,6 @@ __all__ = [
     "apply_layer",
     "apply_onto",
     "changes",
+    "is_archive",
     "write_layer",
 ]

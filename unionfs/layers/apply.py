@@ -21,7 +21,7 @@ from typing import BinaryIO, Final, Protocol, final
 from unionfs import markers, resolve, system
 from unionfs.layers.streams import LayerError, Reader
 from unionfs.layers.tar import Archive, Entry
-from unionfs.layers.unpack import Rights, Unpacker, named, remove_tree
+from unionfs.layers.unpack import Rights, Unpacker, cleaned, named, remove_tree
 from unionfs.layers.write import entry_of
 from unionfs.options import MountOptions
 from unionfs.place import join
@@ -90,17 +90,20 @@ def apply_onto(
     blob: BinaryIO,
     root: str | os.PathLike[str],
     *,
+    under: str = "",
     limit: Limits = Limits(),
     rights: Rights = Rights(),  # noqa: B008 - frozen
 ) -> Applied:
     """Unpack a layer over a tree, where its whiteouts remove files.
+
+    under: the directory of the tree, by a path from its root, that the archive's names lead from.
 
     An error leaves the tree between before and after; whoever cannot discard it copies it first.
     Raises what `apply_layer` raises.
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        unpacker = Unpacker(fd, rights, lambda path: _new_directory())
+        unpacker = Unpacker(fd, rights, lambda path: _new_directory(), cleaned(under))
         try:
             return _applied(blob, unpacker, _Removal(unpacker), limit)
         finally:

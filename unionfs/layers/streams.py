@@ -6,17 +6,20 @@ unpacks; a `Writer` compresses blocks in several threads. What it writes depends
 format and the level alone, not on the number of threads.
 
 gzip is ISA-L's (`isal`), which on one core reads twice and writes ten times as fast as zlib for
-layers a fifteenth larger; zstd is `zstandard`. Rules: OCI image specification, layer.md, "Gzip
+layers a fifteenth larger; zstd is `zstandard`. Read are bzip2 and xz too, in which some archives
+come. Rules: OCI image specification, layer.md, "Gzip
 Media Types", "Zstandard Media Types".
 """
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import queue
 import threading
@@ -47,11 +50,14 @@ _CORRUPT: Final[tuple[type[Exception], ...]] = (
     EOFError,
     cast(type[Exception], isal_zlib.error),
     zstandard.ZstdError,
+    lzma.LZMAError,
 )
 _BLOCK: Final = 1 << 20
 _AHEAD: Final = 8  # blocks that are decompressed before anybody asks for them
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_BZIP2: Final = b"BZh"
+_XZ: Final = b"\xfd7zX"
 MAGIC_SIZE: Final = len(_ZSTD)
 """Bytes from the beginning of a blob that tell its compression."""
 
@@ -231,6 +237,10 @@ class Reader:
             self._stream = zstandard.ZstdDecompressor().stream_reader(
                 cast(BinaryIO, self._blob), read_across_frames=True, closefd=False
             )
+        elif begin.startswith(_BZIP2):
+            self._stream = bz2.open(cast(BinaryIO, self._blob))  # noqa: SIM115
+        elif begin == _XZ:
+            self._stream = lzma.open(cast(BinaryIO, self._blob))  # noqa: SIM115
         self._block = memoryview(b"")
         self._ended = False
         self._closed = False

@@ -21,7 +21,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import BinaryIO, Final, final
 
 from unionfs.layers.streams import LayerError, Reader
 
@@ -374,6 +374,16 @@ class Archive:
             if wanted == 1 and b"\n" in text:
                 wanted += 2 * int(text.partition(b"\n")[0])
         return text.decode("ascii", "replace").split("\n")[1:wanted]
+
+
+def is_archive(blob: BinaryIO) -> bool:
+    """Whether a file is a tar, compressed in one of the ways that a `Reader` knows, or not."""
+    try:
+        with Reader(blob, 1 << 30) as reader:
+            header = bytes(reader.read(RECORD))
+    except LayerError:
+        return False
+    return bool(header) and header != END[:RECORD] and _is_header(header, _HEADER.unpack(header))
 
 
 def _is_header(header: bytes, fields: tuple[bytes, ...]) -> bool:

@@ -67,14 +67,18 @@ class Unpacker:
     """Makes files below a directory.
 
     root: its descriptor. rights: what may be left out. implicit: the attributes of a directory
-    that an entry lies in and that no entry describes, by its path.
+    that an entry lies in and that no entry describes, by its path. under: the directory that names
+    lead from.
 
     `close` lets go of the directories that are held open, and `finish` must come before it. Every
     method raises LayerError that names the entry.
     """
 
-    def __init__(self, root: int, rights: Rights, implicit: Callable[[str], Entry]) -> None:
+    def __init__(
+        self, root: int, rights: Rights, implicit: Callable[[str], Entry], under: str = ""
+    ) -> None:
         self._root = root
+        self._under = self._resolved(under)
         self._rights = rights
         self._implicit = implicit
         self._open: OrderedDict[str, int] = OrderedDict()
@@ -170,7 +174,7 @@ class Unpacker:
 
         The last component stays as it is.
         """
-        path = cleaned(name)
+        path = join(self._under, cleaned(name)).rstrip("/")
         if not path:
             return ""
         _, directory, base = self.parent(path)
@@ -208,7 +212,8 @@ class Unpacker:
 
     def _source(self, entry: Entry) -> str:
         """Where the file lies that a hard link names."""
-        path = cleaned(entry.target, f"hard link's target {entry.target!r}")
+        target = cleaned(entry.target, f"hard link's target {entry.target!r}")
+        path = join(self._under, target).rstrip("/")
         directory, _, name = path.rpartition("/")
         directory = self._resolved(directory)
         return join(directory, name)
