@@ -1,6 +1,7 @@
 """A writable layer over an image: made, mounted, and made an image."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ import pytest
 import unionfs
 from unionfs.containers import Containers
 from unionfs.images import library
+from unionfs.images.documents import (
+    DOCKER_CONFIG,
+    DOCKER_MANIFEST,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+)
+from unionfs.images.reference import Reference
 from unionfs.layers import changes
+from unionfs.layers.streams import MEDIA_TYPES
 from unionfs.store import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -97,6 +107,24 @@ def test_a_committed_container_is_an_image(store: Store, containers: Containers)
             ("deleted", "/home/app/note"),
         ]
     assert [*store.verify()] == []
+
+
+def test_a_container_over_an_image_of_docker(store: Store, containers: Containers) -> None:
+    """Its layers are called by Docker's names, which no OCI manifest may have."""
+    base = library.find(store, "box").image()
+    kind = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    config = Descriptor.to(base.config.raw, DOCKER_CONFIG)
+    layers = tuple(replace(layer, media_type=kind) for layer in base.manifest.layers)
+    manifest = Manifest(media_type=DOCKER_MANIFEST, config=config, layers=layers)
+    with store.leases.hold():
+        store.blobs.add(manifest.raw)
+        store.blobs.refer(Descriptor.to(manifest.raw, "").digest, [base.manifest.config.digest])
+        target = Descriptor.to(manifest.raw, DOCKER_MANIFEST)
+        library.tag(store, target, Reference.parse("docker-box"))
+    containers.create("docker-box", "mine")
+    image = containers.commit("mine", "box:2")
+    assert image.manifest.media_type == OCI_MANIFEST
+    assert {layer.media_type for layer in image.manifest.layers} == {MEDIA_TYPES["gzip"]}
 
 
 def test_a_container_outlives_its_images_name(store: Store, containers: Containers) -> None:

@@ -15,7 +15,7 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from unionfs.images.documents import OCI_CONFIG, OCI_MANIFEST, Config, Descriptor, Manifest
@@ -23,11 +23,18 @@ from unionfs.images.platform import Platform, best
 from unionfs.images.reference import InvalidReference, Reference
 from unionfs.images.source import Graph, blobs_of, read_config, walk, what_is_there
 from unionfs.layers import Change, changes
+from unionfs.layers.streams import MEDIA_TYPES
 from unionfs.stack import LayerStack
 from unionfs.store import NotFound, Store
 
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 _READ: Final = 1 << 20
+_DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+_DOCKER_LAYERS: Final = {
+    _DOCKER_LAYER: MEDIA_TYPES["none"],
+    f"{_DOCKER_LAYER}.gzip": MEDIA_TYPES["gzip"],
+    f"{_DOCKER_LAYER}.zstd": MEDIA_TYPES["zstd"],
+}
 
 
 @final
@@ -179,9 +186,16 @@ def remove(store: Store, text: str) -> str:
 
 
 def add(store: Store, config: Config, layers: Sequence[Descriptor]) -> Image:
-    """Add an image of layers that are in the store, the lowest first. A lease must keep it."""
+    """Add an image of layers that are in the store, the lowest first. A lease must keep it.
+
+    Layers that came by Docker's names for their kinds have OCI's in it.
+    """
     described = Descriptor.to(config.raw, OCI_CONFIG)
-    manifest = Manifest(config=described, layers=tuple(layers))
+    renamed = (
+        replace(layer, media_type=_DOCKER_LAYERS.get(layer.media_type, layer.media_type))
+        for layer in layers
+    )
+    manifest = Manifest(config=described, layers=tuple(renamed))
     target = Descriptor.to(manifest.raw, OCI_MANIFEST)
     store.blobs.add(config.raw)
     store.blobs.add(manifest.raw)
