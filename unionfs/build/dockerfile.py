@@ -1,0 +1,213 @@
+"""A Dockerfile as instructions, each with its flags and the text that follows.
+
+`dockerfile-parse` tells the instructions apart: comments, lines that go on, the escape directive.
+What it leaves as text, words, quotes and variables, is read here, as it depends on what earlier
+instructions have set.
+
+Rules: Dockerfile reference. Not read are here-documents and the flags of BuildKit alone, such as
+`--mount`: an error names the line.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from dockerfile_parse import DockerfileParser
+
+FLAGS: Final[Mapping[str, frozenset[str]]] = {
+    "ADD": frozenset({"chown", "chmod"}),
+    "ARG": frozenset(),
+    "CMD": frozenset(),
+    "COPY": frozenset({"from", "chown", "chmod"}),
+    "ENTRYPOINT": frozenset(),
+    "ENV": frozenset(),
+    "EXPOSE": frozenset(),
+    "FROM": frozenset({"platform"}),
+    "HEALTHCHECK": frozenset({"interval", "timeout", "start-period", "start-interval", "retries"}),
+    "LABEL": frozenset(),
+    "MAINTAINER": frozenset(),
+    "ONBUILD": frozenset(),
+    "RUN": frozenset(),
+    "SHELL": frozenset(),
+    "STOPSIGNAL": frozenset(),
+    "USER": frozenset(),
+    "VOLUME": frozenset(),
+    "WORKDIR": frozenset(),
+}
+"""The instructions, and the flags that each may have."""
+
+_FLAG: Final = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
+_HERE_DOCUMENT: Final = re.compile(r"<<-?[\"']?[A-Za-z_]")
+_VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])((?:[^}\\]|\\.)*))?\})")
+
+
+class BuildError(OSError):
+    """A build that cannot go on; `filename` names the Dockerfile's line."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(errno.EINVAL, message, where)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction. text: what follows its flags. where: file and line, for errors."""
+
+    name: str
+    text: str
+    where: str
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        flags = "".join(f" --{name}={value}" for name, value in self.flags.items())
+        return f"{self.name}{flags} {' '.join(self.text.split())}"
+
+    def error(self, message: str) -> BuildError:
+        """An error of this instruction."""
+        return BuildError(message, self.where)
+
+    def form(self) -> tuple[str, ...] | None:
+        """The words of the JSON form, or None for any other."""
+        if not self.text.startswith("["):
+            return None
+        try:
+            found = json.loads(self.text)
+        except ValueError:
+            return None
+        if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+            return None
+        return tuple(found)
+
+    def words(self, variables: Mapping[str, str]) -> list[str]:
+        """The words, of the JSON form or apart by spaces, with variables in them."""
+        form = self.form()
+        if form is not None:
+            return [expanded(word, variables) for word in form]
+        return split(self.text, variables)
+
+    def pairs(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """The pairs of `NAME=VALUE …`, or the one of the old `NAME VALUE`."""
+        first, _, rest = self.text.partition(" ")
+        if "=" not in first:
+            return {expanded(first, variables): expanded(rest.strip(), variables)}
+        found = {}
+        for word in split(self.text, variables):
+            name, equals, value = word.partition("=")
+            if not name or not equals:
+                raise self.error(f"{word!r} is no NAME=VALUE; quote values with spaces")
+            found[name] = value
+        return found
+
+
+def parse(text: str, name: str) -> list[Instruction]:
+    """The instructions of a Dockerfile that is called name. Raises BuildError."""
+    content: Any = io.BytesIO(os.fsencode(text))
+    parser = DockerfileParser(fileobj=content, env_replace=False)
+    found = [
+        instruction(f"{row['instruction']} {row['value']}", f"{name}:{row['startline'] + 1}")
+        for row in parser.structure
+        if row["instruction"] != "COMMENT"
+    ]
+    if not found:
+        raise BuildError("no instructions; begin with FROM", name)
+    return found
+
+
+def instruction(line: str, where: str) -> Instruction:
+    """One instruction from its line. Raises BuildError for one that is unknown."""
+    name, _, text = line.strip().partition(" ")
+    name, text = name.upper(), text.strip()
+    if name not in FLAGS:
+        raise BuildError(f"unknown instruction {name}; there are: {', '.join(FLAGS)}", where)
+    flags = {}
+    while found := _FLAG.match(text):
+        if found[1] not in FLAGS[name]:
+            raise BuildError(f"{name} has no flag --{found[1]} here; leave it out", where)
+        flags[found[1]] = found[2] or ""
+        text = text[found.end() :]
+    if name in ("RUN", "COPY", "ADD") and _HERE_DOCUMENT.search(text.partition("\n")[0]):
+        raise BuildError("here-documents are not read; COPY a script instead", where)
+    if not text:
+        raise BuildError(f"{name} needs an argument", where)
+    return Instruction(name, text, where, flags)
+
+
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """Text with the values of its variables; `\\$` is a dollar sign."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        here = variables.get(name)
+        # with a colon, an empty value counts as none
+        is_set = bool(here) if (found[3] or "").startswith(":") else here is not None
+        if found[3] and found[3].endswith("-") and not is_set:
+            return expanded(found[4], variables)
+        if found[3] and found[3].endswith("+"):
+            return expanded(found[4], variables) if is_set else ""
+        return here or ""
+
+    pieces = re.split(r"(\\.)", text, flags=re.DOTALL)
+    return "".join(
+        piece.replace("\\$", "$") if number % 2 else _VARIABLE.sub(value, piece)
+        for number, piece in enumerate(pieces)
+    )
+
+
+def split(text: str, variables: Mapping[str, str]) -> list[str]:
+    """The words of a text, without quotes; variables in all but single quotes.
+
+    What a variable holds is never split.
+    """
+    return ["".join(_unquoted(word, variables)) for word in _words(text)]
+
+
+_WORD: Final = re.compile(
+    r"""(?:'[^']*' | "(?:\\.|[^"\\])*" | \\. | \$\{[^}]*\} | [^\s'"\\])+""", re.VERBOSE | re.DOTALL
+)
+_PIECE: Final = re.compile(
+    r"""'([^']*)' | "((?:\\.|[^"\\])*)" | \\(.) | ((?:\$\{[^}]*\} | [^'"\\])+)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _words(text: str) -> Iterator[str]:
+    for found in _WORD.finditer(text):
+        yield found[0]
+
+
+def _unquoted(word: str, variables: Mapping[str, str]) -> Iterator[str]:
+    for single, double, escaped, bare in _PIECE.findall(word):
+        if bare:
+            yield expanded(bare, variables)
+        elif double:
+            yield re.sub(r'\\(["\\])', r"\1", expanded(double, variables))
+        else:
+            yield single or escaped
+
+
+def stages(found: Sequence[Instruction]) -> tuple[list[Instruction], list[list[Instruction]]]:
+    """The ARGs before the first FROM, and the stages, each beginning with its FROM.
+
+    Raises BuildError.
+    """
+    before: list[Instruction] = []
+    each: list[list[Instruction]] = []
+    for one in found:
+        if one.name == "FROM":
+            each.append([one])
+        elif each:
+            each[-1].append(one)
+        elif one.name == "ARG":
+            before.append(one)
+        else:
+            raise one.error("begin with FROM; only ARG may stand before it")
+    if not each:
+        raise found[-1].error("no FROM follows")
+    return before, each
