@@ -79,7 +79,7 @@ def build(stack: LayerStack, source: Place, size: int | None = None) -> str:
     May run beside anything else that uses the stack.
     """
     workdir = stack.claim()
-    status = source.status()
+    status = lstat(source.layer, source.path)  # as it is, whatever an index says
     kind = stat.S_IFMT(status.st_mode)
     with workdir.draft() as draft:
         if kind == stat.S_IFREG:

@@ -15,7 +15,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple, final
 
-from unionfs import markers, system
+from unionfs import markers
+from unionfs.layerindex import WHITEOUT
 from unionfs.place import Place
 
 _REGULAR: Final = stat.S_IFREG >> 12
@@ -52,8 +53,8 @@ def names(prefix: str, places: Sequence[Place]) -> Names:
     for position, place in enumerate(places):
         fd, path = place.layer.fd, place.path
         hidden: list[str] = []
-        marked: bool | None = None
-        for name, kind, inode in system.list_dir(fd, path):
+        marked: bool | None = False if place.layer.known else None
+        for name, kind, inode in place.entries():
             if name.startswith(markers.AUFS_PREFIX):
                 hidden.append(name.removeprefix(markers.AUFS_PREFIX))
                 continue
@@ -65,11 +66,11 @@ def names(prefix: str, places: Sequence[Place]) -> Names:
                 found[name] = Held(kind, above.inode if above else inode, merged)
                 continue
             ended.add(name)
-            if above:
+            if above or kind == WHITEOUT:
                 continue
             if kind == _REGULAR and marked is None:
                 marked = markers.has_xwhiteouts(prefix, fd, path)
-            if kind == _CHARACTER or (kind == _REGULAR and marked):
+            if (kind == _CHARACTER and not place.layer.known) or (kind == _REGULAR and marked):
                 child = place.child(name)
                 if markers.is_whiteout(prefix, fd, child.path, child.status()):
                     continue
@@ -108,7 +109,8 @@ class Memory:
     def for_lookup(self, places: _Places) -> Names | None:
         """The table, or None where it is better to ask the layers for the one name.
 
-        That is so at first, and where one layer answers as fast, or a layer may not be listed.
+        That is so at first, and where one layer answers as fast, or a layer may not be listed;
+        but not where the layers have indexes.
         """
         if not places:
             return {}
@@ -121,6 +123,8 @@ class Memory:
                 return self.names(places)
             except PermissionError:
                 return None
+        if all(place.layer.known for place in places):
+            return self.names(places)
         if len(places) > 1:
             self._keep(key, places, None)
         return None

@@ -172,6 +172,13 @@ class MountOptions:
         None, _words("off", "on", "require"), "fs-verity digests in metacopy files.", fuse=False
     )
 
+    layer_index: str | None = _option(
+        None,
+        _TEXT,
+        "A directory that keeps, for each lower layer, a file of all that is in it; built at the "
+        "first mount. Only for layers that are never changed, as a store's: a change is not seen.",
+    )
+
     uidmapping: tuple[IdRange, ...] = _option(
         (), _MAPPING, "Show owners on disk as other ones.", kernel=False
     )

@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import final
 
+from unionfs import markers, system
+from unionfs.layerindex import LayerIndex
+
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
@@ -15,7 +18,8 @@ class Layer:
     path: absolute path of the layer's root, symlinks resolved. fd: the root, by O_PATH; where this
         process may, a lower one through a read-only mount, so that nothing can change it.
     index: its position, as the kernel counts: the upper is 0, the lower layers follow from 1.
-    device: the st_dev of its files. writable: True for the upper layer alone.
+    device: the st_dev of its files. writable: True for the upper layer alone. known: its index,
+        where it has one (`layerindex`).
     """
 
     path: str
@@ -23,6 +27,13 @@ class Layer:
     index: int
     device: int
     writable: bool
+    known: LayerIndex | None = None
+
+    def close(self) -> None:
+        """Let go of the descriptor and the index."""
+        os.close(self.fd)
+        if self.known is not None:
+            self.known.close()
 
 
 @final
@@ -38,8 +49,31 @@ class Place:
         return Place(self.layer, join(self.path, name))
 
     def status(self) -> os.stat_result:
-        """lstat(2) of it."""
-        return lstat(self.layer, self.path)
+        """lstat(2) of it, or what the layer's index knows of that."""
+        known = self.layer.known
+        return known.status(self.path) if known else lstat(self.layer, self.path)
+
+    def entries(self) -> list[tuple[str, int, int]]:
+        """Name, type and inode number of what a directory holds, as `system.list_dir`.
+
+        From an index, whiteouts have the type of their own.
+        """
+        known = self.layer.known
+        return known.entries(self.path) if known else system.list_dir(self.layer.fd, self.path)
+
+    def marks(self, prefix: str) -> markers.Marks:
+        """The marks of a directory."""
+        known = self.layer.known
+        if known:
+            return known.marks(self.path)
+        return markers.of_directory(prefix, self.layer.fd, self.path)
+
+    def lacks_data(self, prefix: str, status: os.stat_result) -> bool:
+        """Whether a regular file is a copy of metadata alone."""
+        known = self.layer.known
+        if known:
+            return known.lacks_data(self.path)
+        return markers.lacks_data(prefix, self.layer.fd, self.path, status)
 
 
 def join(directory: str, name: str) -> str:

@@ -254,7 +254,7 @@ def _search(
             lower_file = lower_file or file_id(here or place.status())
             if place.layer is stack.layers[-1]:
                 break
-        marks = markers.of_directory(stack.prefix, place.layer.fd, place.path)
+        marks = place.marks(stack.prefix)
         if place.layer.writable:
             upper_marks = marks
         if marks.opaque:
@@ -267,9 +267,7 @@ def _search(
 
 def _check_data(stack: LayerStack, place: Place, status: os.stat_result) -> None:
     """PermissionError for a file without its data, as from the kernel with metacopy=off."""
-    if stat.S_ISREG(status.st_mode) and markers.lacks_data(
-        stack.prefix, place.layer.fd, place.path, status
-    ):
+    if stat.S_ISREG(status.st_mode) and place.lacks_data(stack.prefix, status):
         message = "a copy of metadata alone; mount by overlayfs with metacopy=on"
         raise PermissionError(errno.EPERM, message, place.path)
 

@@ -11,12 +11,13 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, final
 
-from unionfs import index, markers, system
+from unionfs import index, layerindex, markers, system
 from unionfs.inodes import Numbers
+from unionfs.layerindex import LayerIndex
 from unionfs.lower import Memory
 from unionfs.options import MountOptions
 from unionfs.place import Layer
@@ -96,7 +97,7 @@ class LayerStack:
                 self.upper = _opened(upper, "upper", 0, opened)
                 self.work = _directory(work, "work")
             for number, path in enumerate(lower, 1):
-                _opened(path, "lower", number, opened)
+                _opened(path, "lower", number, opened, self._index_of)
             self.layers: tuple[Layer, ...] = tuple(opened)
             self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
             self.numbers = Numbers(layer.fd for layer in opened)
@@ -111,7 +112,7 @@ class LayerStack:
                     index.verify(self)
         except BaseException:
             for layer in (*opened, *filter(None, [self.index])):
-                os.close(layer.fd)
+                layer.close()
             raise
 
     def _check_writable(self) -> None:
@@ -128,6 +129,10 @@ class LayerStack:
         if foreign:
             message = f"work holds {foreign[0]!r}, which no union made; name an empty directory"
             raise StackError(errno.ENOTEMPTY, message, self.work)
+
+    def _index_of(self, root_fd: int) -> LayerIndex | None:
+        folder = self.options.layer_index
+        return None if folder is None else layerindex.use(folder, root_fd, self.prefix)
 
     @property
     def claimed(self) -> bool:
@@ -181,7 +186,7 @@ class LayerStack:
             layers += (self.index,)
             self.index = None
         for layer in layers:
-            os.close(layer.fd)
+            layer.close()
 
     def __enter__(self) -> LayerStack:
         return self
@@ -203,13 +208,20 @@ def _as_stack_error() -> Iterator[None]:
         raise StackError(error.errno, error.strerror, error.filename) from error
 
 
-def _opened(path: str | os.PathLike[str], role: str, index: int, opened: list[Layer]) -> Layer:
+def _opened(
+    path: str | os.PathLike[str],
+    role: str,
+    index: int,
+    opened: list[Layer],
+    index_of: Callable[[int], LayerIndex | None] = lambda _: None,
+) -> Layer:
     """The layer at path, added to opened."""
     name = _directory(path, role)
     fd = system.clone_mount(name) if role == "lower" else None
     if fd is None:
         fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, writable=role == "upper"))
+    known = index_of(fd)
+    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, role == "upper", known))
     return opened[-1]
 
 
