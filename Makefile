@@ -2,6 +2,7 @@
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
+# make crashes   the mount program killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
 # make clean     take away what these made
@@ -14,7 +15,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench sanitize pjdfstest fsx fsstress clients clean
+.PHONY: demo test check-c bench sanitize crashes pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -38,6 +39,9 @@ sanitize: $(VENV)/ready
 	cp -r tests $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
+
+crashes: $(VENV)/ready
+	$(PYTHON) -m pytest -m thorough tests/fuse_mount/test_killed.py
 
 pjdfstest: $(VENV)/ready
 	$(PYTHON) -m tests.suites $@ $(PJDFSTEST)

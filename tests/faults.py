@@ -41,7 +41,7 @@ def traced(process: int, *options: str) -> Iterator[None]:
             assert "attached" in (said := tracer.stderr.readline()), said
             yield
         finally:
-            tracer.terminate()
+            tracer.kill()  # asked to end, it may wait for ever for a thread that was killed
 
 
 def watching(log: Path) -> list[str]:
@@ -51,13 +51,14 @@ def watching(log: Path) -> list[str]:
 
 def steps_in(log: Path) -> list[Step]:
     """What steps a process took while it was watched."""
-    found = []
-    seen: Counter[str] = Counter()
-    for name in re.findall(r"^\d+ +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE):
+    found: dict[Step, None] = {}
+    seen: Counter[tuple[str, str]] = Counter()  # each thread counts by itself
+    lines = re.findall(r"^(\d+) +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE)
+    for thread, name in lines:
         if name in CHANGES.split(","):  # others are too new for strace to know them
-            seen[name] += 1
-            found.append((name, seen[name]))
-    return found
+            seen[thread, name] += 1
+            found[name, seen[thread, name]] = None
+    return [*found]
 
 
 def failing(step: Step, fault: str) -> list[str]:

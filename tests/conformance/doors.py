@@ -66,23 +66,23 @@ class Door(View, Protocol):
 class Folder:
     """A door by plain system calls below a directory: a mount point, or a layer on disk.
 
-    abort: what to call to free a thread that hangs in the mount.
+    program: the process that serves the mount, if one does.
     """
 
-    def __init__(self, root: str, abort: Callable[[], None] | None = None) -> None:
+    def __init__(self, root: str, program: "subprocess.Popen[bytes] | None" = None) -> None:
         self._root = root
-        self._abort = abort
+        self.program = program
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Call abort when the block takes longer than any honest scenario."""
-        if self._abort is None:
+        """Kill the program when the block takes longer than any honest scenario."""
+        if self.program is None:
             yield
             return
-        timer = threading.Timer(_PATIENCE, self._abort)
+        timer = threading.Timer(_PATIENCE, self.program.kill)
         timer.start()
         try:
             yield
@@ -109,7 +109,7 @@ class Folder:
     def alive(self) -> bool:
         """Whether the mount still answers."""
         try:
-            os.stat(self._root)
+            os.statvfs(self._root)  # the kernel keeps no answer to that
         except OSError:
             return False
         return True
@@ -339,7 +339,7 @@ def _fuse_mount(layers: Layers, environment: dict[str, str]) -> Iterator[Door]:
     with subprocess.Popen([*command, layers.target], env={**os.environ, **environment}) as daemon:
         try:
             _await_mount(daemon, layers.target)
-            yield Folder(layers.target, abort=daemon.kill)
+            yield Folder(layers.target, daemon)
         finally:
             _unmount(layers.target)
             try:
