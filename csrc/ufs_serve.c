@@ -701,11 +701,29 @@ static int on_read(struct turn *turn)
     return 0;
 }
 
+/* As pwrite(2); but of pages that the kernel kept, all or an error: it forgets what a short answer
+ * leaves out, and the program would never hear of a full disk. */
+static ssize_t write_data(const struct fuse_write_in *in)
+{
+    const char *data = (const char *)(in + 1);
+    size_t done = 0;
+
+    do {
+        ssize_t length = pwrite((int)in->fh, data + done, in->size - done,
+                                (off_t)(in->offset + done));
+
+        if (length == -1)
+            return done && !(in->write_flags & FUSE_WRITE_CACHE) ? (ssize_t)done : -1;
+        done += (size_t)length;
+    } while (done < in->size);
+    return (ssize_t)done;
+}
+
 static int on_write(struct turn *turn)
 {
     const struct fuse_write_in *in = turn->argument;
     struct fuse_write_out *out = room(turn, sizeof *out);
-    ssize_t length = pwrite((int)in->fh, in + 1, in->size, (off_t)in->offset);
+    ssize_t length = write_data(in);
 
     if (length == -1)
         return -errno;

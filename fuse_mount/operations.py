@@ -717,7 +717,12 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return os.pwrite(fh, buf, off)
+        written = os.pwrite(fh, buf, off)
+        # What a short answer leaves out of pages that the kernel kept is forgotten: nobody would
+        # hear of a full disk.
+        while self.enable_writeback_cache and written < len(buf):
+            written += os.pwrite(fh, memoryview(buf)[written:], off + written)
+        return written
 
     @_answered
     async def flush(self, fh: int) -> None:
