@@ -47,6 +47,7 @@ class WorkDir:
             hold(work, upper, held)
             parent = _opened(work, held)
             with contextlib.suppress(FileNotFoundError):
+                os.chmod("work", 0o700, dir_fd=parent)  # the kernel leaves it closed
                 shutil.rmtree("work", dir_fd=parent)
             os.mkdir("work", 0o700, dir_fd=parent)
             self.fd = _opened("work", held, parent)

@@ -1,11 +1,13 @@
 """Images that podman made, run by `unionmount run` as root and as an ordinary user."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clients.client import Client
+from tests.clients.room import CommandFailed
 
 OWNED = "localhost/owned"
 
@@ -29,6 +31,16 @@ def test_an_image_of_podman_runs_here(client: Client, archive: Path) -> None:
     script = "id -u; ls /data; stat -c '%u:%g %a' /data/kept; cat /data/kept; echo new > /data/new"
     shown = client.run(client.program, "run", store, "--name=mine", OWNED, "sh", "-c", script)
     assert shown == "0\nattributes\nkept\none\ntree\ntwo\n7:8 640\nkept\n"
+
+    mounted = json.loads(client.run(client.program, "mount", store, "--json", "mine"))
+    assert mounted["backend"] == ("fuse" if client.rootless else "overlayfs")
+    assert client.run("cat", f"{mounted['target']}/data/new") == "new\n"
+    client.run(client.program, "umount", store, "mine")
+
+    client.run(client.program, "run", store, "--detach", "--name=behind", OWNED, "sleep", "1000")
+    with pytest.raises(CommandFailed, match="it runs; remove it by force"):
+        client.run(client.program, "remove", store, "behind")
+    client.run(client.program, "remove", store, "--force", "behind")
 
     client.run(client.program, "commit", store, "mine", "localhost/changed")
     script = "id -u; cat /data/new; cat /data/kept"

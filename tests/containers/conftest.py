@@ -48,7 +48,7 @@ def store(tmp_path: Path, make_image: MakeImage) -> Iterator[Store]:
         runtime = Runtime.find(opened)
         for container in Containers(opened).list():
             if os.path.exists(Containers(opened).folder(container.name)):
-                runtime.delete(container.name)
+                runtime.end(container.name, force=True)
                 Containers(opened).remove(container.name, force=True)
 
 

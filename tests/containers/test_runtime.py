@@ -1,5 +1,6 @@
 """Containers run by a real runtime."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -125,9 +126,32 @@ def test_detached(run: Run, store: Store, tmp_path: Path) -> None:
     remove = [*COMMAND, "remove", "--store", store.root, "mine"]
     refused = subprocess.run(remove, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert "it is mounted at" in refused.stderr
+    assert "it runs; remove it by force to end it" in refused.stderr
     subprocess.run([*remove, "--force"], check=True)
     assert Containers(store).list() == []
+
+
+def test_a_terminal(store: Store) -> None:
+    ours, its = os.openpty()
+    with open(ours, "rb", buffering=0) as screen:
+        script = "test -t 0 && test -t 1 && echo $TERM"
+        arguments = [*command(store, "runc"), "--rm", "--tty", "box", "sh", "-c", script]
+        process = subprocess.Popen(arguments, stdin=its, stdout=its, stderr=its)
+        os.close(its)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO at its end
+            while chunk := screen.read(1024):
+                shown += chunk
+    assert (process.wait(), shown) == (0, b"xterm\r\n")
+
+
+@pytest.mark.parametrize("run", ["runc"], indirect=True)  # crun wants to lock memory for it
+def test_limits(run: Run) -> None:
+    forks = "i=0; while [ $i -lt 20 ]; do sleep 1000 & i=$((i + 1)); done; echo made"
+    assert said(run("--rm", "--pids", "30", "box", "sh", "-c", forks)) == "made\n"
+    done = run("--rm", "--pids", "10", "box", "sh", "-c", forks)
+    assert done.returncode != 0
+    assert "can't fork" in done.stderr
 
 
 def test_what_cannot_run_leaves_nothing(run: Run, store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -94,22 +95,14 @@ def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
     failed = 0
     for name in names:
         try:
-            if force and Containers(store).get(name):
-                _end(store, name)
-            Containers(store).remove(name, force=force)
+            containers = Containers(store)
+            if os.path.exists(f"{containers.folder(containers.get(name).name)}/config.json"):
+                Runtime.find(store).end(name, force=force)  # it ran once
+            containers.remove(name, force=force)
         except OSError as error:
             complain(describe(error))
             failed = 1
     return failed
-
-
-def _end(store: Store, name: str) -> None:
-    """End a container, where it ever ran."""
-    try:
-        runtime = Runtime.find(store)
-    except FileNotFoundError:
-        return
-    runtime.delete(name)
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -127,9 +120,7 @@ def _end(store: Store, name: str) -> None:
 @click.option("--memory", callback=_size, metavar="SIZE", help="Such as 512m.")
 @click.option("--cpus", type=click.FloatRange(0.01), help="How many processors' time.")
 @click.option("--pids", type=click.IntRange(1), help="How many processes and threads.")
-@click.option(
-    "--read-only", is_flag=True, help="Only volumes and /tmp can be written."
-)
+@click.option("--read-only", is_flag=True, help="Only volumes and /tmp can be written.")
 @click.option("--network", type=click.Choice(["none", "host"]), default="none", show_default=True)
 @click.option("--runtime", metavar="PROGRAM", help="crun or runc; by default what fits.")
 @click.argument("image")

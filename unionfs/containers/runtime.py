@@ -63,9 +63,7 @@ class Runtime:
         the options do not fit, MountError.
         """
         containers = Containers(self.store)
-        if self.state(name) in ("created", "running", "paused"):
-            raise FailedPrecondition("it runs already; remove it by force to end it", name)
-        self.delete(name)
+        self.end(name)
         mount = containers.mount(name)
         try:
             self._write(containers, name, mount.target, options)
@@ -100,7 +98,7 @@ class Runtime:
         command = self._command("run", name, self._bundle(name), limited=options.limited)
         with subprocess.Popen(command) as process, _forwarding(process):
             status = process.wait()
-        self.delete(name)
+        self.end(name, force=True)
         return status if status >= 0 else 128 - status
 
     def _detach(self, name: str, options: RunOptions) -> int:
@@ -127,8 +125,13 @@ class Runtime:
         state: State = document["status"]
         return state
 
-    def delete(self, name: str) -> None:
-        """End a container and have the runtime forget it; it may be gone."""
+    def end(self, name: str, *, force: bool = False) -> None:
+        """Have the runtime forget a container, which it need not know.
+
+        force: end it first. Raises FailedPrecondition where it runs.
+        """
+        if not force and self.state(name) in ("created", "running", "paused"):
+            raise FailedPrecondition("it runs; remove it by force to end it", name)
         subprocess.run(self._command("delete", name, "--force"), capture_output=True, check=False)
 
 
