@@ -120,7 +120,7 @@ def test_a_mount_whose_program_was_killed(call: Call, folder: Path) -> None:
             program.kill()
             program.wait()
             with pytest.raises(OSError, match="not connected"):
-                os.stat(folder / "target/etc")
+                os.stat(folder / "target/unknown")
             assert _listed(call, folder)[1:3] == ["fuse", "dead"]
             listed = json.loads(output(call("list", "--json")))
             assert [it["dead"] for it in listed if it["target"] == f"{folder}/target"] == [True]
