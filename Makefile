@@ -2,6 +2,7 @@
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
+# make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make crashes   the mount program killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
@@ -15,7 +16,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench sanitize crashes pjdfstest fsx fsstress clients clean
+.PHONY: demo test check-c bench sanitize fuzz crashes pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -39,6 +40,9 @@ sanitize: $(VENV)/ready
 	cp -r tests $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
+
+fuzz: $(VENV)/ready
+	$(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
 
 crashes: $(VENV)/ready
 	$(PYTHON) -m pytest -m thorough tests/fuse_mount/test_killed.py

@@ -3,7 +3,7 @@
 Both start from identical copies of random layers. After every operation its result or errno, the
 merged trees and the uppers on disk are equal; at the end the door's layers, mounted natively,
 and the kernel's, seen through the door, are too. Cost: two mounts an example, for a FUSE door a
-child process more. HYPOTHESIS_PROFILE=thorough searches for long.
+child process more. tests/fuzz.py searches for as long as asked.
 """
 
 import os
@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -58,12 +59,11 @@ _COMMON = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-# The same examples every time: a change is judged by itself, the search goes on in "thorough".
-settings.register_profile(
-    "ci", _COMMON, max_examples=25, stateful_step_count=25, derandomize=True, database=None
+# The same examples every time: a change is judged by itself, the search goes on in tests/fuzz.py.
+_REPEATABLE = settings(
+    _COMMON, max_examples=25, stateful_step_count=25, derandomize=True, database=None
 )
-settings.register_profile("thorough", _COMMON, max_examples=2000, stateful_step_count=60)
-_PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+SEARCHING = settings(_COMMON, max_examples=20, stateful_step_count=60)
 
 # Few names, so that operations meet.
 _NAMES = st.sampled_from(["a", "b", "c"])
@@ -108,12 +108,15 @@ class Machine(RuleBasedStateMachine):
     """Plays every step twice.
 
     options: what the union is mounted with. names_matter: whether the door knows by which of its
-    names a file was used.
+    names a file was used. remounts: the doors through which a remount in mid-run may go on.
+    operations: how many steps were compared, of all machines.
     """
 
     opener: Opener
     options: str
     names_matter: bool
+    remounts: tuple[str, ...] = ()
+    operations = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,8 +141,21 @@ class Machine(RuleBasedStateMachine):
             self.layers.append(layers)
             self.players.append(Player(self.doors.enter_context(opener(layers)), "."))
 
+    @precondition(lambda self: self.players and type(self).remounts)
+    @rule(data=st.data())
+    def remount(self, data: st.DataObject) -> None:
+        """What was written through one door is there through another."""
+        door = data.draw(st.sampled_from(type(self).remounts))
+        for player in self.players:
+            player.close()
+        self.doors.close()
+        for player, opener in zip(self.players, (kernel, DOORS[door]), strict=True):
+            layers = self.layers[self.players.index(player)]
+            player.door = self.doors.enter_context(opener(layers))
+
     def both(self, step: Step) -> None:
         """The step's outcome is the same."""
+        Machine.operations += 1
         expected, actual = (self.comparable(player.outcome(step)) for player in self.players)
         same = actual == expected or better(str(step), expected, actual)
         assert same, f"{step}: expected {expected}, got {actual}"
@@ -279,11 +295,17 @@ class Machine(RuleBasedStateMachine):
         self.both(do("numbers_agree", path))
 
 
+def machine(door: str, options: str, remounts: tuple[str, ...] = ()) -> Any:
+    """The machine that begins at a door."""
+    made: Any = type(f"Machine_{door}_{options}", (Machine,), {"options": options})
+    made.opener = staticmethod(DOORS[door])
+    made.names_matter = not (options and door.startswith("fuse"))
+    made.remounts = remounts
+    return made
+
+
 @pytest.mark.parametrize("options", ["", "index=on"])
 @pytest.mark.parametrize("door", DOORS)
 def test_random_operations(door: str, options: str) -> None:
     """Whatever is done, in whatever order, the door and the kernel agree."""
-    machine: Any = type(f"Machine_{door}_{options}", (Machine,), {"options": options})
-    machine.opener = staticmethod(DOORS[door])
-    machine.names_matter = not (options and door.startswith("fuse"))
-    run_state_machine_as_test(machine, settings=_PROFILE)
+    run_state_machine_as_test(machine(door, options), settings=_REPEATABLE)
