@@ -47,6 +47,7 @@ setup(
             "fast.c",
             "ufs_calls.c",
             "ufs_find.c",
+            "ufs_index.c",
             "ufs_listing.c",
             "ufs_marks.c",
             "ufs_serve.c",

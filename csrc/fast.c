@@ -15,6 +15,7 @@ typedef struct {
     PyObject_HEAD
     struct ufs_session session;
     PyObject *ask, *copy_up;
+    Py_buffer *indexes; /* of the layers; those without one have no obj */
     bool ready;
 } Table;
 
@@ -60,17 +61,21 @@ static int read_layers(Table *self, PyObject *layers)
     if (count < 1)
         return -1;
     table->layers = calloc((size_t)count, sizeof *table->layers);
-    if (!table->layers) {
+    self->indexes = calloc((size_t)count, sizeof *self->indexes);
+    if (!table->layers || !self->indexes) {
         PyErr_NoMemory();
         return -1;
     }
     for (; (Py_ssize_t)table->layer_count < count; table->layer_count++) {
         unsigned long long device;
-        PyObject *layer = PyList_GetItem(layers, (Py_ssize_t)table->layer_count);
+        PyObject *layer = PyList_GetItem(layers, (Py_ssize_t)table->layer_count), *data;
+        Py_buffer *index = &self->indexes[table->layer_count];
 
-        if (!PyArg_ParseTuple(layer, "iK", &fd, &device))
+        if (!PyArg_ParseTuple(layer, "iKO", &fd, &device, &data)
+            || (data != Py_None && PyObject_GetBuffer(data, index, PyBUF_SIMPLE)))
             return -1;
-        table->layers[table->layer_count] = (struct ufs_layer){ fd, device };
+        table->layers[table->layer_count] =
+            (struct ufs_layer){ fd, device, { index->buf, (size_t)index->len } };
     }
     return 0;
 }
@@ -150,6 +155,9 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
 static void table_dealloc(Table *self)
 {
     ufs_forget_pending(&self->session);
+    for (size_t at = 0; self->indexes && at < self->session.table.layer_count; at++)
+        PyBuffer_Release(&self->indexes[at]);
+    free(self->indexes);
     ufs_table_free(&self->session.table);
     if (self->ready) {
         pthread_mutex_destroy(&self->session.table.lock);

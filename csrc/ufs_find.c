@@ -103,6 +103,40 @@ static int read_opaque(const struct ufs_table *table, int fd, const char *path)
            || ufs_get_xattr(fd, path, UFS_FUSE_OVERLAYFS UFS_MARK_OPAQUE, &value, 1) == 1;
 }
 
+/* The same of a lower directory, from the layer's index if it has one; or -errno. */
+static int read_lower_opaque(const struct ufs_table *table, const struct ufs_layer *layer,
+                             const char *path)
+{
+    struct ufs_indexed directory;
+
+    if (!layer->index.data)
+        return read_opaque(table, layer->fd, path);
+    if (!ufs_index_directory(&layer->index, path, strlen(path), &directory))
+        return -ENOENT;
+    if (directory.marks & UFS_INDEX_REDIRECT)
+        return UFS_ASK;
+    return !!(directory.marks & UFS_INDEX_OPAQUE);
+}
+
+/* The status of what a lower layer holds, from its index if it has one: UFS_FOUND, UFS_ASK where
+ * that has no data of its own, or -errno. */
+static int read_lower(const struct ufs_table *table, const struct ufs_layer *layer,
+                      const char *path, struct stat *status)
+{
+    struct ufs_indexed entry;
+
+    if (!layer->index.data) {
+        if (fstatat(layer->fd, path, status, AT_SYMLINK_NOFOLLOW))
+            return -errno;
+        return lacks_data(table, layer->fd, path, status) ? UFS_ASK : UFS_FOUND;
+    }
+    if (!ufs_index_find(&layer->index, path, &entry))
+        return -ENOENT;
+    *status = entry.status;
+    status->st_dev = layer->device;
+    return entry.marks & UFS_INDEX_METACOPY ? UFS_ASK : UFS_FOUND;
+}
+
 /* The lower places of a directory's child that is one: 0, UFS_ASK, or -errno. */
 static int find_lower_directory(struct ufs_table *table, const struct ufs_node *parent,
                                 const struct ufs_entry *entry, const char *name,
@@ -113,7 +147,7 @@ static int find_lower_directory(struct ufs_table *table, const struct ufs_node *
     unsigned count = 1, at = entry->place;
     int32_t more;
     char buffer[UFS_PATH_SIZE], *path;
-    int opaque, fd;
+    int opaque;
 
     for (more = entry->more; more != -1; more = links[more].next)
         count++;
@@ -123,7 +157,6 @@ static int find_lower_directory(struct ufs_table *table, const struct ufs_node *
     for (more = entry->more; facts->lower_count < count; at = links[more].place,
         more = links[more].next) {
         place = &parent->lower[at];
-        fd = table->layers[place->layer].fd;
         path = ufs_lower_path(place, name, buffer);
         if (!path)
             return -errno;
@@ -134,9 +167,9 @@ static int find_lower_directory(struct ufs_table *table, const struct ufs_node *
         facts->lower_count++;
         if (more == -1 && place->layer + 1u >= table->layer_count)
             break; /* nothing can lie below */
-        opaque = read_opaque(table, fd, path);
-        if (opaque == UFS_ASK)
-            return UFS_ASK;
+        opaque = read_lower_opaque(table, &table->layers[place->layer], path);
+        if (opaque == UFS_ASK || opaque < 0)
+            return opaque;
         if (opaque || more == -1)
             break;
     }
@@ -148,10 +181,13 @@ static int find_lower(struct ufs_table *table, const struct ufs_node *parent,
 {
     const struct ufs_place *place = &parent->lower[entry->place];
     char buffer[UFS_PATH_SIZE], *path = ufs_lower_path(place, name, buffer);
-    int fd = table->layers[place->layer].fd, failed;
+    int found, failed;
 
-    if (!path || fstatat(fd, path, &facts->status, AT_SYMLINK_NOFOLLOW))
+    if (!path)
         return -errno;
+    found = read_lower(table, &table->layers[place->layer], path, &facts->status);
+    if (found < 0)
+        return found;
     facts->device = facts->status.st_dev;
     facts->inode = facts->status.st_ino;
     facts->layer = place->layer;
@@ -159,7 +195,7 @@ static int find_lower(struct ufs_table *table, const struct ufs_node *parent,
         failed = find_lower_directory(table, parent, entry, name, facts);
         return failed ? failed : UFS_FOUND;
     }
-    return lacks_data(table, fd, path, &facts->status) ? UFS_ASK : UFS_FOUND;
+    return found;
 }
 
 /* A file of upper that is no directory. */

@@ -79,6 +79,30 @@ static int add_record(struct raw *raw, const struct ufs_table *table, int fd,
     return add(raw, table, name, type, record->d_ino, place);
 }
 
+/* Add what the index of a layer tells of a directory. */
+static int add_indexed(struct raw *raw, const struct ufs_table *table,
+                       const struct ufs_index *index, const char *path, unsigned place)
+{
+    struct ufs_indexed directory, entry;
+    const size_t prefix = sizeof UFS_AUFS_PREFIX - 1;
+    int failed = 0;
+
+    if (!ufs_index_directory(index, path, strlen(path), &directory)) {
+        errno = ENOENT;
+        return -1;
+    }
+    for (uint32_t at = 0; !failed && at < directory.count; at++) {
+        ufs_index_entry(index, directory.first + at, &entry);
+        if (!strncmp(entry.name, UFS_AUFS_PREFIX, prefix))
+            failed = add(raw, table, entry.name + prefix, UFS_TYPE_AUFS, 0, place);
+        else
+            failed = add(raw, table, entry.name,
+                         entry.marks & UFS_INDEX_WHITEOUT ? DT_WHT : IFTODT(entry.status.st_mode),
+                         entry.status.st_ino, place);
+    }
+    return failed;
+}
+
 static int add_place(struct raw *raw, const struct ufs_table *table, int layer_fd,
                      const char *path, unsigned place)
 {
@@ -187,13 +211,19 @@ struct ufs_listing *ufs_list_lower(const struct ufs_table *table, const struct u
 {
     struct raw raw = { 0 };
     char buffer[UFS_PATH_SIZE];
+    const struct ufs_layer *layer;
     const char *path;
     int failed = 0;
 
     for (unsigned at = 0; !failed && at < node->lower_count; at++) {
+        layer = &table->layers[node->lower[at].layer];
         path = ufs_lower_path(&node->lower[at], NULL, buffer);
-        failed = !path
-                 || add_place(&raw, table, table->layers[node->lower[at].layer].fd, path, at);
+        if (!path)
+            failed = -1;
+        else if (layer->index.data)
+            failed = add_indexed(&raw, table, &layer->index, path, at);
+        else
+            failed = add_place(&raw, table, layer->fd, path, at);
     }
     return merged(&raw, failed, false);
 }

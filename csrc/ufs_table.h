@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "ufs_index.h"
+
 enum { UFS_ROOT_ID = 1, UFS_PATH_SIZE = 4096, UFS_NAME_SIZE = 256, UFS_UUID_SIZE = 16 };
 
 /* Flags of a node; the first four are those of unionfs.resolve.Node. */
@@ -25,9 +27,11 @@ enum {
     UFS_AUFS = 1 << 8,        /* its directory in upper holds AUFS' whiteouts */
 };
 
+/* index: what it holds, where that is known; data is NULL where not. */
 struct ufs_layer {
     int fd;
     dev_t device;
+    struct ufs_index index;
 };
 
 /* A filesystem that layers lie on. mask: what its inode numbers are changed by (xor). */

@@ -1,5 +1,6 @@
 """What csrc/fast.c gives; csrc/ufs_table.h tells what it means."""
 
+import mmap
 from collections.abc import Callable
 from typing import final
 
@@ -14,7 +15,7 @@ STALE: int
 class Table:
     def __init__(
         self,
-        layers: list[tuple[int, int]],
+        layers: list[tuple[int, int, mmap.mmap | None]],
         filesystems: list[tuple[int, int, int, bytes]],
         prefix: bytes,
         ask: Callable[[int, bytes], int],

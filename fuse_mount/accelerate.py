@@ -63,8 +63,10 @@ def serves(stack: LayerStack) -> bool:
         or options.squash_to_uid is not None
         or options.squash_to_gid is not None
     )
-    return AVAILABLE and not stack.indexes and not (
-        mapped or squashed or options.static_nlink or options.debug
+    return (
+        AVAILABLE
+        and not stack.indexes
+        and not (mapped or squashed or options.static_nlink or options.debug)
     )
 
 
@@ -110,7 +112,9 @@ class TableInodes(Inodes):
         options = stack.options
         self._roots: list[int] = []
         self.table = _fast.Table(
-            layers=[(layer.fd, layer.device) for layer in stack.layers],
+            layers=[
+                (layer.fd, layer.device, layer.known and layer.known.data) for layer in stack.layers
+            ],
             filesystems=self._filesystems(),
             prefix=stack.prefix.encode(),
             ask=self._ask,

@@ -58,11 +58,14 @@ _ROOT: Final = ""
 
 @final
 class LayerIndex:
-    """An index in use. Its methods raise FileNotFoundError for what the layer does not hold."""
+    """An index in use. Its methods raise FileNotFoundError for what the layer does not hold.
+
+    data: its file, for whom reads that otherwise; unmapped when nobody has it any more.
+    """
 
     def __init__(self, data: mmap.mmap, device: int) -> None:
-        """Data: a whole index, which is ours to close. device: the st_dev of the layer now."""
-        self._data = data
+        """Data: a whole index. device: the st_dev of the layer now."""
+        self.data = data
         self._device = device
         self._count: int
         self._count, entries, _ = _COUNTS.unpack_from(data, _HEADER.size + _IDENTITY.size)
@@ -70,15 +73,12 @@ class LayerIndex:
         self._strings: int = self._entries + entries * _ENTRY.size
         self._last: tuple[str, dict[str, int]] = "\0", {}
 
-    def close(self) -> None:
-        self._data.close()
-
     def _text(self, offset: int) -> bytes:
         start = self._strings + offset
-        return self._data[start : self._data.find(b"\0", start)]
+        return self.data[start : self.data.find(b"\0", start)]
 
     def _path(self, number: int) -> bytes:
-        (offset,) = struct.unpack_from("<I", self._data, _DIRECTORIES + number * _DIRECTORY.size)
+        (offset,) = struct.unpack_from("<I", self.data, _DIRECTORIES + number * _DIRECTORY.size)
         return self._text(offset)
 
     def _directory(self, path: str) -> tuple[int, int, int, int]:
@@ -87,7 +87,7 @@ class LayerIndex:
         number = bisect.bisect_left(range(self._count), wanted, key=self._path)
         if number == self._count or self._path(number) != wanted:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        found = _DIRECTORY.unpack_from(self._data, _DIRECTORIES + number * _DIRECTORY.size)
+        found = _DIRECTORY.unpack_from(self.data, _DIRECTORIES + number * _DIRECTORY.size)
         return found[1], found[2], found[3], found[4]
 
     def entries(self, path: str) -> list[tuple[str, int, int]]:
@@ -98,7 +98,7 @@ class LayerIndex:
         offsets = {}
         for at in range(start, start + count * _ENTRY.size, _ENTRY.size):
             inode, _, _, _, _, _, _, mode, _, _, _, _, name, marks, _ = _ENTRY.unpack_from(
-                self._data, at
+                self.data, at
             )
             text = os.fsdecode(self._text(name))
             found.append((text, WHITEOUT if marks & _WHITEOUT else mode >> 12, inode))
@@ -129,7 +129,7 @@ class LayerIndex:
     def status(self, path: str) -> os.stat_result:
         """lstat(2) of a path in the layer, as when the index was built."""
         inode, rdev, size, blocks, atime, mtime, ctime, mode, links, uid, gid, block, _, _, _ = (
-            _ENTRY.unpack_from(self._data, self._offset(path))
+            _ENTRY.unpack_from(self.data, self._offset(path))
         )
         seconds = [time // 10**9 for time in (atime, mtime, ctime)]
         return os.stat_result(
@@ -149,7 +149,7 @@ class LayerIndex:
 
     def lacks_data(self, path: str) -> bool:
         """Whether a regular file is a copy of metadata alone."""
-        marks: int = _ENTRY.unpack_from(self._data, self._offset(path))[-2]
+        marks: int = _ENTRY.unpack_from(self.data, self._offset(path))[-2]
         return bool(marks & _METACOPY)
 
 

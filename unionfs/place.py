@@ -29,12 +29,6 @@ class Layer:
     writable: bool
     known: LayerIndex | None = None
 
-    def close(self) -> None:
-        """Let go of the descriptor and the index."""
-        os.close(self.fd)
-        if self.known is not None:
-            self.known.close()
-
 
 @final
 @dataclass(frozen=True, slots=True)

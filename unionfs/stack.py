@@ -112,7 +112,7 @@ class LayerStack:
                     index.verify(self)
         except BaseException:
             for layer in (*opened, *filter(None, [self.index])):
-                layer.close()
+                os.close(layer.fd)
             raise
 
     def _check_writable(self) -> None:
@@ -186,7 +186,7 @@ class LayerStack:
             layers += (self.index,)
             self.index = None
         for layer in layers:
-            layer.close()
+            os.close(layer.fd)
 
     def __enter__(self) -> LayerStack:
         return self

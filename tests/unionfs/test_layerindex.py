@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.doors import Folder
 from tests.tree import (
     MARKS,
     Snapshot,
@@ -28,7 +30,7 @@ from tests.tree import (
     symlink,
     whiteout,
 )
-from unionfs import LayerStack, MountOptions, UnionFS, layerindex
+from unionfs import LayerStack, MountOptions, UnionFS, layerindex, mount
 
 BASE: Tree = {
     "etc/conf": file(b"base", mode=0o640, uid=7, gid=8),
@@ -220,3 +222,25 @@ def test_processes_may_build_an_index_at_once(folder: Path) -> None:
     assert [child.wait() for child in children] == [0] * 4
     assert len(os.listdir(folder / "indexes")) == 1
     assert _seen(folder) == _seen(folder, indexed=False)
+
+
+@pytest.mark.parametrize("pure", ["", "1"], ids=["fast", "pure"])
+def test_a_mount_shows_the_same_with_indexes(
+    folder: Path, pure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIONMOUNT_PURE", pure)
+    target = folder / "union"
+    target.mkdir()
+    seen = []
+    for indexed in (False, True, True):
+        with _stack(folder, indexed=indexed) as stack, mount(stack, target, "fuse"):
+            shown = snapshot(Folder(str(target)))
+            (target / "etc/dir/deep/file").write_text("written")
+            (target / "etc/conf").unlink()
+            assert not (target / "etc/gone").exists()
+            seen.append((shown, snapshot(Folder(str(target)))))
+        for name in ("upper", "work"):
+            shutil.rmtree(folder / name)
+            (folder / name).mkdir()
+    assert seen[0] == seen[1] == seen[2]
+    assert len(os.listdir(folder / "indexes")) == 2
