@@ -2,8 +2,12 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from tests.tree import Tree, build, file
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners of files are kept by root")
 
+PATIENCE = 60  # seconds after which a command counts as hung
 BASE: Tree = {"etc/motd": file(b"welcome\n"), "bin/tool": file(os.urandom(200_000), mode=0o755)}
 
 
@@ -132,6 +137,50 @@ def test_only_the_changed_layer_is_moved(
         assert shown.splitlines()[-1].startswith("fetched ")
         again = json.loads(output(images("pull", f"{host}/app:v2", "--json")))
         assert (again["bytes"], {blob["how"] for blob in again["blobs"]}) == (0, {"here"})
+
+
+def test_ctrl_c_ends_a_pull_that_hangs(
+    images: Call, server: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = json.loads(output(images("image", "inspect", "app:v1", "--json")))["manifest"]["layers"]
+    hold = threading.Event()
+    with server.running() as host, ExitStack() as undone:
+        undone.callback(hold.set)
+        output(images("push", "app:v1", f"{host}/app:v1"))
+        monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "second"))
+        fault = server.fault("GET", layer[0]["digest"], after=100_000, hold=hold)
+        command = [*COMMAND, "pull", f"{host}/app:v1"]
+        pulling = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        undone.callback(pulling.kill)
+        assert fault.held.wait(PATIENCE)
+        pulling.send_signal(signal.SIGINT)
+        assert pulling.communicate(timeout=PATIENCE)[1].strip() == ""
+        assert pulling.returncode == 130
+        hold.set()
+        assert output(images("image", "list", "--json")) == "[]\n"
+        output(images("pull", f"{host}/app:v1"))
+
+
+def test_a_terminal_shows_a_line_for_each_layer(images: Call, server: Proxy, folder: Path) -> None:
+    with server.running() as host:
+        command = [*COMMAND, "push", "app:v1", f"{host}/app:v1"]
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs):
+            os.close(theirs)
+            shown = read_terminal(ours)
+        os.close(ours)
+    digest = json.loads(output(images("image", "inspect", "app:v1", "--json")))
+    for layer in digest["manifest"]["layers"]:
+        assert f"{layer['digest'][7:19]} sent" in shown
+
+
+def read_terminal(fd: int) -> str:
+    """All that is written to a terminal until nobody can any more."""
+    seen = b""
+    with suppress(OSError):  # EIO is its end
+        while chunk := os.read(fd, 1 << 16):
+            seen += chunk
+    return seen.decode()
 
 
 WRONG = [

@@ -88,7 +88,7 @@ class Fault:
 
     after: bytes of the answer, or of the request where it has a body, before the connection is cut;
     None for no cut. status: an answer in place of the registry's. flip: a byte of the answer is
-    another one. hold: the answer stops there until the event is set.
+    another one. hold: the answer stops there until the event is set; `held` is set then.
     """
 
     method: str
@@ -99,6 +99,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     flip: bool = False
     hold: threading.Event | None = None
+    held: threading.Event = field(default_factory=threading.Event)
 
     def fits(self, method: str, path: str) -> bool:
         return self.times > 0 and self.method == method and bool(re.search(self.path, path))
@@ -278,6 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         sent = self._copy(answer.read, write, limit)
         if fault and fault.hold:
+            fault.held.set()
             fault.hold.wait()
         if limit < length:
             self._cut()

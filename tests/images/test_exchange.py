@@ -14,14 +14,22 @@ import pytest
 import zstandard
 
 from tests.images.conftest import MakeImage
-from tests.tree import file, symlink, whiteout
+from tests.tree import build, file, symlink, whiteout
 from unionfs.images import library
-from unionfs.images.documents import OCI_INDEX, Descriptor, Index
+from unionfs.images.documents import (
+    OCI_INDEX,
+    Config,
+    Descriptor,
+    History,
+    Index,
+    RootFs,
+)
 from unionfs.images.exchange import export_images, import_images
 from unionfs.images.library import find, named
 from unionfs.images.platform import Platform
 from unionfs.images.reference import InvalidReference, Reference
-from unionfs.layers import LayerError
+from unionfs.layers import Compression, LayerError, write_layer
+from unionfs.stack import LayerStack
 from unionfs.store import NotFound, Store
 
 BASE = {"bin/sh": file(b"#!", mode=0o755), "etc/motd": file(b"welcome\n"), "lib": symlink("bin")}
@@ -56,6 +64,27 @@ def test_an_image_comes_back_the_same(
     assert library.unpack(other, image) in other.layers
     assert {each.how for each in brought.moved} == {"fetched"}
     assert {each.how for each in import_images(other, str(path))[0].moved} == {"here"}
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_layers_of_each_compression(
+    store: Store, other: Store, tmp_path: Path, compression: Compression
+) -> None:
+    build(str(tmp_path / "tree"), BASE)
+    machine = Platform.of_this_machine()
+    config = Config(architecture=machine.architecture, os=machine.os, rootfs=RootFs(()))
+    out = io.BytesIO()
+    with LayerStack([tmp_path / "tree"]) as stack:
+        layer = write_layer(stack, out, compression=compression)
+    with store.leases.hold():
+        store.blobs.add(out.getvalue())
+        described = Descriptor(layer.media_type, layer.digest, layer.size)
+        image = library.add(store, config.after(History(), layer.diff_id), [described])
+        library.tag(store, image.target, Reference.parse("app"))
+    export_images(store, ["app"], str(tmp_path / "app.tar"))
+    import_images(other, str(tmp_path / "app.tar"))
+    chain = library.unpack(other, find(other, "app").image())
+    assert Path(other.layers.path(chain), "etc/motd").read_bytes() == b"welcome\n"
 
 
 def test_the_same_image_makes_the_same_archive(

@@ -69,11 +69,12 @@ def bring(
     *,
     unpacked: bool = True,
     watch: Watch = unwatched,
+    abort: Callable[[], object] = lambda: None,
 ) -> Brought:
     """Bring an image into the store, and have names stand for it.
 
     choose: of an index. unpacked: whether to unpack the layers of the image for this machine, if
-    there is one.
+    there is one. abort: ends reading from the source in other threads.
 
     Raises OSError: of the source, Corrupt for what is not what its digest says, LayerError for a
     layer that cannot be unpacked. No name changes then.
@@ -85,7 +86,7 @@ def bring(
         def fetch(blob: Descriptor, stop: threading.Event) -> Moved:
             return _fetch(store, source, blob, watch, stop)
 
-        moved = in_parallel(fetch, graph.blobs)
+        moved = in_parallel(fetch, graph.blobs, abort)
         stored = Stored(store)
         images = [Image(at, each, read_config(stored, each)) for at, each in graph.manifests]
         for digest, (descriptor, document) in reversed(graph.documents.items()):
@@ -128,9 +129,15 @@ def _fetch(
 
 
 def in_parallel(
-    action: Callable[[Descriptor, threading.Event], Moved], blobs: Iterable[Descriptor]
+    action: Callable[[Descriptor, threading.Event], Moved],
+    blobs: Iterable[Descriptor],
+    abort: Callable[[], object],
 ) -> list[Moved]:
-    """Do something with each blob, some at once. The event is set when one fails; it is raised."""
+    """Do something with each blob, some at once.
+
+    When one fails, or the user has had enough, the event is set and abort called; it is raised when
+    all have ended.
+    """
     stop = threading.Event()
     with ThreadPoolExecutor(PARALLEL) as threads:
         try:
@@ -141,5 +148,6 @@ def in_parallel(
             return [job.result() for job in jobs]
         except BaseException:
             stop.set()
+            abort()
             threads.shutdown(wait=False, cancel_futures=True)
             raise

@@ -20,17 +20,19 @@ import errno
 import ipaddress
 import os
 import re
+import socket
 import ssl
 import threading
-import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar, final
+from typing import Any, Final, Self, TypeVar, final
 
 import httpx
 
+from unionfs.images import fields
 from unionfs.images.credentials import Login
 from unionfs.images.reference import DEFAULT_DOMAIN, Reference
 
@@ -71,22 +73,15 @@ class Patience:
     tries: int = 5
     pause: float = 0.5
 
-    def wait(self, failures: int, error: Passing) -> None:
-        """Wait before another try. Raises RegistryError when there were enough."""
-        if failures > self.tries:
-            message = f"{error}; gave up after {failures} tries"
-            raise RegistryError(errno.EIO, message, error.about)
-        time.sleep(min(max(self.pause * 2 ** (failures - 1), error.pause), _LONGEST_PAUSE))
 
-    def keep_trying(self, action: Callable[[], _T]) -> _T:
-        """What an action returns once it does not fail in passing."""
-        failures = 0
-        while True:
-            try:
-                return action()
-            except Passing as error:
-                failures += 1
-                self.wait(failures, error)
+@final
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a registry answered, read to its end."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
 
 
 @final
@@ -109,13 +104,15 @@ class Connection:
         *.cert with *.key for the client; by default /etc/containers/certs.d/HOST and Docker's.
         timeout: seconds without a byte after which the connection counts as cut.
         """
-        self.patience = patience or Patience()
+        self._patience = patience or Patience()
         self._reference = reference
         self._host = _DEFAULT_HOST if reference.domain == DEFAULT_DOMAIN else reference.domain
         self._login = login
         self._plain = plain
         self._certificates = certificates
         self._timeout = timeout
+        self._aborted = threading.Event()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -150,6 +147,32 @@ class Connection:
                 return "http"
         return "https"
 
+    def abort(self) -> None:
+        """End what other threads do here, now and from now on: it raises InterruptedError."""
+        self._aborted.set()
+        for each in [*self._sockets]:
+            with suppress(OSError):  # it is closed already
+                each.shutdown(socket.SHUT_RDWR)
+
+    def keep_trying(self, action: Callable[[], _T]) -> _T:
+        """What an action returns once it does not fail in passing."""
+        failures = 0
+        while True:
+            try:
+                return action()
+            except Passing as error:
+                failures += 1
+                self.wait(failures, error)
+
+    def wait(self, failures: int, error: Passing) -> None:
+        """Wait before another try. Raises RegistryError when there were enough."""
+        if failures > self._patience.tries:
+            message = f"{error}; gave up after {failures} tries"
+            raise RegistryError(errno.EIO, message, error.about)
+        pause = max(self._patience.pause * 2 ** (failures - 1), error.pause)
+        if self._aborted.wait(min(pause, _LONGEST_PAUSE)):
+            raise InterruptedError(errno.EINTR, "stopped", self.name)
+
     def request(
         self,
         method: str,
@@ -158,15 +181,20 @@ class Connection:
         *,
         headers: Mapping[str, str] | None = None,
         content: Iterable[bytes] | bytes | None = None,
-    ) -> httpx.Response:
-        """Send a request, and return its answer with its body.
+    ) -> Answer:
+        """Send a request, and read the answer, which is no blob.
 
         path: below the repository, or whole. expected: the answers that are returned; the others
         raise RegistryError, or Passing.
         """
         with self.streamed(method, path, expected, headers=headers, content=content) as response:
-            response.read()
-            return response
+            body = b""
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > fields.LARGEST:
+                    message = f"the registry's answer is larger than {fields.LARGEST} bytes"
+                    raise RegistryError(errno.EFBIG, message, self.name)
+            return Answer(response.status_code, response.headers, body)
 
     @contextmanager
     def streamed(
@@ -180,14 +208,26 @@ class Connection:
     ) -> Iterator[httpx.Response]:
         """As `request`, but the body has still to be read; a cut in that raises Passing."""
         url = path if isinstance(path, httpx.URL) else self.url(path)
+        told = {"trace": self._trace}
         try:
-            with self._client.stream(method, url, headers=headers, content=content) as response:
+            with self._client.stream(
+                method, url, headers=headers, content=content, extensions=told
+            ) as response:
                 if response.status_code not in expected:
                     response.read()
                     raise self._refusal(response)
                 yield response
         except httpx.TransportError as error:
+            if self._aborted.is_set():
+                raise InterruptedError(errno.EINTR, "stopped", self.name) from None
             raise self._failure(error) from None
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the sockets of connections, for `abort`."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
+            if self._aborted.is_set():
+                self.abort()
 
     def url(self, path: str) -> httpx.URL:
         """The URL of a path below the repository; of one that an answer gave, also whole."""

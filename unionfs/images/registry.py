@@ -20,8 +20,9 @@ from typing import Final, final
 
 import httpx
 
-from unionfs.images.connection import Connection, Passing, RegistryError
+from unionfs.images.connection import Answer, Connection, Passing, RegistryError
 from unionfs.images.documents import INDEXES, MANIFESTS, Descriptor
+from unionfs.images.source import check
 
 _CHUNK: Final = 16 << 20
 """Bytes that are uploaded by one request; a cut costs at most so many."""
@@ -48,17 +49,17 @@ class Repository:
         Raises OSError, of a digest that does not fit too.
         """
 
-        def get() -> httpx.Response:
+        def get() -> Answer:
             return self.connection.request("GET", f"manifests/{which}", [200], headers=_ACCEPT)
 
-        response = self.connection.patience.keep_trying(get)
-        raw = response.content
-        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        answer = self.connection.keep_trying(get)
+        raw = answer.content
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        promised = which if ":" in which else answer.headers.get("Docker-Content-Digest")
         descriptor = Descriptor.to(raw, media_type)
-        wanted = which if ":" in which else response.headers.get("Docker-Content-Digest")
-        if wanted and wanted.startswith("sha256:") and wanted != descriptor.digest:
-            message = f"the registry sent a manifest {descriptor.digest} in place of {wanted}"
-            raise RegistryError(errno.EBADMSG, message, self.connection.name)
+        if promised:
+            descriptor = Descriptor(media_type, promised, len(raw))
+            check(raw, descriptor)
         return raw, descriptor
 
     def blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
@@ -78,7 +79,7 @@ class Repository:
                     raise Passing(came, descriptor.digest)
             except Passing as error:
                 failures += 1
-                self.connection.patience.wait(failures, error)
+                self.connection.wait(failures, error)
 
     def _part(self, descriptor: Descriptor, start: int) -> Iterator[bytes]:
         """What one request for a blob brings, from some place on."""
@@ -101,10 +102,10 @@ class Repository:
     def has_blob(self, digest: str) -> bool:
         """Whether a blob is there already."""
 
-        def head() -> httpx.Response:
+        def head() -> Answer:
             return self.connection.request("HEAD", f"blobs/{digest}", [200, 404])
 
-        return self.connection.patience.keep_trying(head).status_code == 200
+        return self.connection.keep_trying(head).status == 200
 
     def send_blob(
         self, descriptor: Descriptor, path: Path, advance: Advance, sources: tuple[str, ...] = ()
@@ -125,14 +126,14 @@ class Repository:
             count(-sent)
             for source in sources:
                 query = f"?mount={descriptor.digest}&from={source}"
-                if self._begin(query).status_code == 201:
+                if self._begin(query).status == 201:
                     return source
             self._upload(descriptor, path, count)
             return None
 
-        return self.connection.patience.keep_trying(attempt)
+        return self.connection.keep_trying(attempt)
 
-    def _begin(self, query: str = "") -> httpx.Response:
+    def _begin(self, query: str = "") -> Answer:
         """Begin an upload, or mount."""
         headers = {"Content-Length": "0"}
         return self.connection.request(
@@ -166,9 +167,9 @@ class Repository:
                 position, failures = part.end, 0
             except Passing as error:
                 failures += 1
-                self.connection.patience.wait(failures, error)
+                self.connection.wait(failures, error)
                 answer = self.connection.request("GET", place, [204, 404])
-                if answer.status_code == 404:  # Docker's registry forgets an upload that was cut
+                if answer.status == 404:  # Docker's registry forgets an upload that was cut
                     raise
                 arrived = _arrived(answer)
                 advance(arrived - part.position)
@@ -176,7 +177,7 @@ class Repository:
             place = self._place(answer) if "Location" in answer.headers else place
         return place, position
 
-    def _place(self, answer: httpx.Response) -> httpx.URL:
+    def _place(self, answer: Answer) -> httpx.URL:
         """Where an upload goes on."""
         location = answer.headers.get("Location")
         if not location:
@@ -188,18 +189,18 @@ class Repository:
         """Put an index or manifest there, whose blobs are there. which: a tag, or its digest."""
         headers = {"Content-Type": descriptor.media_type}
 
-        def put() -> httpx.Response:
+        def put() -> Answer:
             path = f"manifests/{which}"
             return self.connection.request("PUT", path, [201], headers=headers, content=raw)
 
-        answer = self.connection.patience.keep_trying(put)
+        answer = self.connection.keep_trying(put)
         stored = answer.headers.get("Docker-Content-Digest", descriptor.digest)
         if stored != descriptor.digest:
             message = f"the registry stored {stored} in place of {descriptor.digest}"
             raise RegistryError(errno.EBADMSG, message, self.connection.name)
 
 
-def _arrived(answer: httpx.Response) -> int:
+def _arrived(answer: Answer) -> int:
     """How many bytes of an upload have arrived, as its status tells."""
     found = _RANGE.match(answer.headers.get("Range", ""))
     return int(found[2]) + 1 if found and found[2] != "0" else 0

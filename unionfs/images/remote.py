@@ -101,7 +101,12 @@ def pull(
         repository = Repository(connection)
         raw, target = repository.manifest(which)
         source = _Remote(repository, raw, target)
-        return bring(store, source, target, [name], choose, unpacked=unpacked, watch=watch)
+        return bring(
+            *(store, source, target, [name], choose),
+            unpacked=unpacked,
+            watch=watch,
+            abort=connection.abort,
+        )
 
 
 def push(
@@ -128,7 +133,7 @@ def push(
         def send(blob: Descriptor, stop: threading.Event) -> Moved:
             return _send(store, repository, blob, mounts.get(blob.digest, ()), watch, stop)
 
-        moved = in_parallel(send, graph.blobs)
+        moved = in_parallel(send, graph.blobs, connection.abort)
         for digest, (descriptor, document) in reversed(graph.documents.items()):
             which = digest if descriptor != graph.root else name.tag or digest
             repository.send_manifest(document.raw, descriptor, which)
