@@ -132,6 +132,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
         return NULL;
     }
     if (ufs_table_init(&session->table) || pthread_mutex_init(&session->pending_lock, NULL)
+        || pthread_mutex_init(&session->leading, NULL)
         || !ufs_new_node(&session->table, DT_DIR)) {
         Py_DECREF(self);
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -162,6 +163,7 @@ static void table_dealloc(Table *self)
     if (self->ready) {
         pthread_mutex_destroy(&self->session.table.lock);
         pthread_mutex_destroy(&self->session.pending_lock);
+        pthread_mutex_destroy(&self->session.leading);
     }
     Py_XDECREF(self->ask);
     Py_XDECREF(self->copy_up);
@@ -295,7 +297,12 @@ static PyObject *table_facts(Table *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "K:facts", &id))
         return NULL;
     node = node_or_raise(self, id);
-    names = node ? PyList_New(0) : NULL;
+    if (!node)
+        return NULL;
+    /* What Python may do to it needs the descriptors of its open files. */
+    if (node->open && node->open->idle && ufs_wake_idle(&self->session.table, node) == -1)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    names = PyList_New(0);
     if (!names)
         return NULL;
     for (struct ufs_name *one = node->names; one && !failed; one = one->next_of_node) {

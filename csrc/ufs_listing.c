@@ -148,7 +148,8 @@ static int merge(struct raw *raw, bool whiteouts, struct ufs_listing *listing)
     struct ufs_link *grown;
     int32_t last;
 
-    qsort_r(raw->entries, raw->count, sizeof *raw->entries, order, raw->names);
+    if (raw->count)
+        qsort_r(raw->entries, raw->count, sizeof *raw->entries, order, raw->names);
     for (size_t at = 0; at < raw->count; at = next) {
         struct ufs_entry first = raw->entries[at];
         const char *name = raw->names + first.name;

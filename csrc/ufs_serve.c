@@ -26,9 +26,13 @@ enum {
     UFS_FORWARDED_MAX = 1 << 17,     /* and the most that pyfuse3 is asked to */
     UFS_CACHED_MAX = 128 << 10,      /* larger files are worth their setting up of passthrough */
     UFS_COPY_MAX = 64 << 20,         /* bytes that one thread is busy copying */
+    UFS_QUICK_MAX = 64 << 10,        /* bytes that are read or written while others wait */
     UFS_FORWARD = 1,                 /* instead of a negative errno: pyfuse3 shall answer */
     UFS_SILENT = 2,                  /* the kernel waits for no reply */
 };
+
+/* In a file handle, which is a descriptor otherwise: the rest is the node's ID. */
+static const uint64_t UFS_IDLE = (uint64_t)1 << 63;
 
 /* linux/fuse.h since Linux 6.9 */
 enum { UFS_FOPEN_NOFLUSH = 1 << 5, UFS_FOPEN_PASSTHROUGH = 1 << 7 };
@@ -59,6 +63,7 @@ struct turn {
     char *reply;
     size_t length; /* of the reply */
     uint64_t invalid; /* a node whose attributes the kernel has to ask for again, or 0 */
+    bool leads;       /* this thread holds session->leading */
 };
 
 /* Replies. */
@@ -145,7 +150,7 @@ static int read_status(const struct turn *turn, const struct ufs_node *node, str
         return 0;
     if (errno != ENOENT)
         return -errno;
-    if (node->open) {
+    if (node->open && node->open->first != -1) {
         file = &turn->table->files[node->open->first];
         if (fstat(node->open->first, status))
             return -errno;
@@ -543,6 +548,41 @@ static void drop_set_id(struct turn *turn, int fd)
         turn->invalid = turn->in->nodeid;
 }
 
+/* Whether a file need not be opened before the kernel asks for what it has not in its cache: it lies
+ * in a lower layer, and nobody could refuse us. */
+static bool may_be_idle(const struct ufs_session *session, const struct ufs_node *node)
+{
+    return session->passthrough && session->table.has_upper && node->type == DT_REG
+           && !(node->flags & (UFS_UPPER | UFS_PINNED)) && !(node->open && node->open->backing);
+}
+
+static int open_idle(struct turn *turn, struct ufs_node *node)
+{
+    struct fuse_open_out *out = room(turn, sizeof *out);
+
+    if (ufs_open_idle(node))
+        return -ENOMEM;
+    out->fh = UFS_IDLE | node->id;
+    out->open_flags = UFS_FOPEN_NOFLUSH | FOPEN_KEEP_CACHE;
+    return 0;
+}
+
+/* The descriptor of a file handle; -1 with errno. */
+static int descriptor(const struct turn *turn, uint64_t handle)
+{
+    struct ufs_node *node;
+    int fd;
+
+    if (!(handle & UFS_IDLE))
+        return (int)handle;
+    pthread_mutex_lock(&turn->table->lock);
+    node = ufs_node(turn->table, handle & ~UFS_IDLE);
+    errno = EBADF;
+    fd = node && node->open && node->open->idle ? ufs_wake_idle(turn->table, node) : -1;
+    pthread_mutex_unlock(&turn->table->lock);
+    return fd;
+}
+
 static int on_open(struct turn *turn)
 {
     const struct fuse_open_in *in = turn->argument;
@@ -556,7 +596,7 @@ static int on_open(struct turn *turn)
         return failed;
     lower = !(node->flags & UFS_UPPER);
     if (ufs_is_removed(node)) {
-        if (!node->open)
+        if (!node->open || node->open->first == -1)
             return -ESTALE;
         lower = turn->table->files[node->open->first].lower;
         snprintf(buffer, sizeof buffer, "/proc/self/fd/%d", node->open->first);
@@ -564,6 +604,8 @@ static int on_open(struct turn *turn)
     } else {
         if (lower && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC))
             return UFS_FORWARD;
+        if (may_be_idle(turn->session, node))
+            return open_idle(turn, node);
         path = ufs_locate(turn->table, node, &layer, buffer);
         if (!path)
             return -errno;
@@ -663,28 +705,57 @@ static int on_link(struct turn *turn)
     return failed ? failed : tell(turn, node, &status);
 }
 
+/* Keep the status of a node that is about to lose its last name. links: what it has left. */
+static void keep_last(struct ufs_node *node, const struct stat *status, nlink_t links)
+{
+    free(node->last);
+    node->last = malloc(sizeof *node->last);
+    if (!node->last)
+        return;
+    *node->last = *status;
+    node->last->st_nlink = links;
+}
+
+static void keep_last_of_open(const struct turn *turn, struct ufs_node *node)
+{
+    struct stat status;
+
+    if (ufs_is_removed(node) && !read_status(turn, node, &status))
+        keep_last(node, &status, status.st_nlink);
+}
+
 static int on_release(struct turn *turn)
 {
     const struct fuse_release_in *in = turn->argument;
     struct ufs_table *table = turn->table;
     struct ufs_node *node;
     int fd = (int)in->fh, backing;
-    struct stat status;
 
+    if (in->fh & UFS_IDLE) {
+        node = ufs_node(table, in->fh & ~UFS_IDLE);
+        if (!node || !node->open || !node->open->idle)
+            return -EBADF;
+        keep_last_of_open(turn, node);
+        ufs_close_idle(table, node);
+        return 0;
+    }
     if (fd < 0 || fd >= table->file_room || !table->files[fd].node)
         return -EBADF;
     node = table->files[fd].node;
     backing = node->open->backing;
-    if (ufs_is_removed(node) && !read_status(turn, node, &status)) {
-        free(node->last);
-        node->last = malloc(sizeof *node->last);
-        if (node->last)
-            *node->last = status;
-    }
+    keep_last_of_open(turn, node);
     if (backing && node->open->first == fd && table->files[fd].next == -1)
         ioctl(turn->session->device, UFS_BACKING_CLOSE, &backing);
     ufs_closed(table, fd);
     return 0;
+}
+
+/* Before something that may take long: let another thread wait for requests. */
+static void step_aside(struct turn *turn)
+{
+    if (turn->leads)
+        pthread_mutex_unlock(&turn->session->leading);
+    turn->leads = false;
 }
 
 /* These need no lock: while the kernel uses a descriptor, it does not release it. */
@@ -693,8 +764,18 @@ static int on_read(struct turn *turn)
 {
     const struct fuse_read_in *in = turn->argument;
     size_t size = in->size < UFS_DATA_SIZE ? in->size : UFS_DATA_SIZE;
-    ssize_t length = pread((int)in->fh, turn->reply, size, (off_t)in->offset);
+    struct iovec part = { turn->reply, size };
+    int fd = descriptor(turn, in->fh);
+    ssize_t length = -1;
 
+    if (fd == -1)
+        return -errno;
+    if (size <= UFS_QUICK_MAX)
+        length = preadv2(fd, &part, 1, (off_t)in->offset, RWF_NOWAIT);
+    if (length != (ssize_t)size) { /* the rest is on disk, or there is none */
+        step_aside(turn);
+        length = pread(fd, turn->reply, size, (off_t)in->offset);
+    }
     if (length == -1)
         return -errno;
     turn->length = (size_t)length;
@@ -723,19 +804,34 @@ static int on_write(struct turn *turn)
 {
     const struct fuse_write_in *in = turn->argument;
     struct fuse_write_out *out = room(turn, sizeof *out);
-    ssize_t length = write_data(in);
+    ssize_t length;
 
+    if (in->size > UFS_QUICK_MAX)
+        step_aside(turn);
+    length = write_data(in);
     if (length == -1)
         return -errno;
     out->size = (uint32_t)length;
     return 0;
 }
 
+static int on_fsync(struct turn *turn)
+{
+    const struct fuse_fsync_in *in = turn->argument;
+    int fd = (int)in->fh;
+
+    if (in->fh & UFS_IDLE || !turn->session->syncs)
+        return 0;
+    step_aside(turn);
+    return (in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(fd) : fsync(fd)) ? -errno : 0;
+}
+
 static int on_lseek(struct turn *turn)
 {
     const struct fuse_lseek_in *in = turn->argument;
     struct fuse_lseek_out *out = room(turn, sizeof *out);
-    off_t offset = lseek((int)in->fh, (off_t)in->offset, (int)in->whence);
+    int fd = descriptor(turn, in->fh);
+    off_t offset = fd == -1 ? -1 : lseek(fd, (off_t)in->offset, (int)in->whence);
 
     if (offset == -1)
         return -errno;
@@ -747,6 +843,7 @@ static int on_fallocate(struct turn *turn)
 {
     const struct fuse_fallocate_in *in = turn->argument;
 
+    step_aside(turn);
     return fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno : 0;
 }
 
@@ -756,8 +853,13 @@ static int on_copy_file_range(struct turn *turn)
     struct fuse_write_out *out = room(turn, sizeof *out);
     off_t from = (off_t)in->off_in, to = (off_t)in->off_out;
     size_t size = in->len < UFS_COPY_MAX ? in->len : UFS_COPY_MAX;
-    ssize_t length = copy_file_range((int)in->fh_in, &from, (int)in->fh_out, &to, size, 0);
+    int fd = descriptor(turn, in->fh_in);
+    ssize_t length;
 
+    if (fd == -1)
+        return -errno;
+    step_aside(turn);
+    length = copy_file_range(fd, &from, (int)in->fh_out, &to, size, 0);
     if (length == -1)
         return -errno;
     out->size = (uint32_t)length;
@@ -905,17 +1007,6 @@ static int on_listxattr(struct turn *turn)
 
 /* Names removed and moved. */
 
-/* Keep the status of a node that is about to lose its last name. links: what it has left. */
-static void keep_last(struct ufs_node *node, const struct stat *status, nlink_t links)
-{
-    free(node->last);
-    node->last = malloc(sizeof *node->last);
-    if (!node->last)
-        return;
-    *node->last = *status;
-    node->last->st_nlink = links;
-}
-
 /* A node of upper alone at a name of a directory of upper: 0, or what to return. status: its. */
 static int plain(struct turn *turn, struct ufs_node *parent, const char *name,
                  struct ufs_node **node, char buffer[UFS_PATH_SIZE], char **path,
@@ -948,6 +1039,8 @@ static int cover(struct turn *turn, struct ufs_node *parent, struct ufs_node *no
     failed = path ? read_status(turn, node, &status) : -errno;
     if (failed)
         return failed;
+    if (node->open && node->open->idle && ufs_wake_idle(turn->table, node) == -1)
+        return -errno;
     /* What is there, or where nobody may make devices: for Python. */
     if (mknodat(turn->table->layers[0].fd, path, S_IFCHR, 0))
         return errno == EEXIST || errno == EPERM ? UFS_FORWARD : -errno;
@@ -1254,6 +1347,7 @@ static int on_fsyncdir(struct turn *turn)
     struct ufs_node *node;
     int fd, failed;
 
+    step_aside(turn);
     pthread_mutex_lock(&turn->table->lock);
     failed = at_node(turn, &node);
     if (!failed && node->flags & UFS_UPPER && turn->session->syncs)
@@ -1307,6 +1401,7 @@ static const struct handler handlers[] = {
     [FUSE_TMPFILE] = { on_tmpfile, sizeof(struct fuse_create_in), 0, true, false },
     [FUSE_LINK] = { on_link, sizeof(struct fuse_link_in), 1, true, false },
     [FUSE_RELEASE] = { on_release, sizeof(struct fuse_release_in), 0, true, false },
+    [FUSE_FSYNC] = { on_fsync, sizeof(struct fuse_fsync_in), 0, false, false },
     [FUSE_GETXATTR] = { on_getxattr, sizeof(struct fuse_getxattr_in), 1, true, false },
     [FUSE_LISTXATTR] = { on_listxattr, sizeof(struct fuse_getxattr_in), 0, true, false },
     [FUSE_FLUSH] = { on_nothing, 0, 0, false, false },
@@ -1382,23 +1477,25 @@ static void forward(struct ufs_session *session, const struct handler *handler,
         send_reply(session, in->unique, -EIO, NULL, 0);
 }
 
-/* back: whether it comes back from pyfuse3, which has no other way to answer it. */
-static void answer(struct ufs_session *session, const struct fuse_in_header *in, size_t size,
-                   char *reply, bool back)
+/* back: whether it comes back from pyfuse3, which has no other way to answer it. leads: whether
+ * this thread holds session->leading; whether it does afterwards is the result. */
+static bool answer(struct ufs_session *session, const struct fuse_in_header *in, size_t size,
+                   char *reply, bool back, bool leads)
 {
     const struct handler *handler = handler_of(in);
     struct turn turn = {
-        .session = session, .table = &session->table, .in = in, .argument = in + 1, .reply = reply
+        .session = session, .table = &session->table, .in = in, .argument = in + 1, .reply = reply,
+        .leads = leads,
     };
     int result;
 
     if (!handler) {
         forward(session, NULL, in, size);
-        return;
+        return leads;
     }
     if (!is_whole(handler, in, size)) {
         send_reply(session, in->unique, -EINVAL, NULL, 0);
-        return;
+        return leads;
     }
     if (handler->locks)
         pthread_mutex_lock(&session->table.lock);
@@ -1413,24 +1510,34 @@ static void answer(struct ufs_session *session, const struct fuse_in_header *in,
         send_reply(session, in->unique, -EIO, NULL, 0);
     else if (result != UFS_SILENT)
         send_reply(session, in->unique, result, reply, result ? 0 : turn.length);
+    return turn.leads;
 }
 
 int ufs_serve(struct ufs_session *session)
 {
     char *request = malloc(UFS_REQUEST_SIZE), *reply = malloc(UFS_REQUEST_SIZE);
+    bool leads = false;
     ssize_t length = -1;
+    int failed;
 
     while (request && reply) {
+        if (!leads)
+            pthread_mutex_lock(&session->leading);
+        leads = true;
         length = read(session->device, request, UFS_REQUEST_SIZE);
         if (length == -1 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
             continue;
         if (length < (ssize_t)sizeof(struct fuse_in_header))
             break;
-        answer(session, (const struct fuse_in_header *)request, (size_t)length, reply, false);
+        leads = answer(session, (const struct fuse_in_header *)request, (size_t)length, reply,
+                       false, true);
     }
+    failed = length == -1 && errno == ENODEV ? 0 : -1;
+    if (leads)
+        pthread_mutex_unlock(&session->leading);
     free(request);
     free(reply);
-    return length == -1 && errno == ENODEV ? 0 : -1;
+    return failed;
 }
 
 static struct ufs_pending *take_pending(struct ufs_session *session, uint64_t unique)
@@ -1478,7 +1585,7 @@ int ufs_carry(struct ufs_session *session)
             break;
         pending = out->unique ? take_pending(session, out->unique) : NULL;
         if (pending && out->error == -UFS_REDO) {
-            answer(session, &pending->request, pending->size, reply, true);
+            answer(session, &pending->request, pending->size, reply, true, false);
         } else {
             if (pending && pending->request.opcode == FUSE_CREATE && !out->error)
                 finish_create(session, message, (size_t)length);

@@ -17,11 +17,14 @@ struct ufs_session {
     bool passthrough, writeback, xattrs, syncs;
     uint64_t seconds; /* that the kernel may keep what it is told */
     uint32_t nanoseconds;
+    pthread_mutex_t leading; /* held by the one thread that waits for the kernel's requests */
     pthread_mutex_t pending_lock;
     struct ufs_pending *pending; /* forwarded requests that may come back */
 };
 
-/* Answer requests until the mount is gone: 0, or -1 with errno. Several threads may. */
+/* Answer requests until the mount is gone: 0, or -1 with errno. Several threads may: one waits for
+ * requests and answers what is quick, so that no other has to be woken; it lets the next one take
+ * over before it does what may take long. */
 int ufs_serve(struct ufs_session *session);
 
 /* Carry pyfuse3's replies to the kernel until the socket is shut down. */

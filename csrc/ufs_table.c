@@ -3,12 +3,14 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "ufs_calls.h"
 #include "ufs_listing.h"
 
 enum { UFS_FIRST_SLOTS = 1024, UFS_FIRST_FILES = 64 };
@@ -329,6 +331,26 @@ void ufs_stale_below(struct ufs_table *table, const struct ufs_node *directory)
         }
 }
 
+static int need_open(struct ufs_node *node)
+{
+    if (node->open)
+        return 0;
+    node->open = malloc(sizeof *node->open);
+    if (!node->open)
+        return -1;
+    *node->open = (struct ufs_open){ .first = -1, .shared = -1 };
+    return 0;
+}
+
+static void drop_open(struct ufs_table *table, struct ufs_node *node)
+{
+    if (node->open->first != -1 || node->open->idle)
+        return;
+    free(node->open);
+    node->open = NULL;
+    ufs_drop_unused(table, node);
+}
+
 int ufs_opened(struct ufs_table *table, struct ufs_node *node, int fd, int flags, bool lower)
 {
     struct ufs_file *grown;
@@ -344,12 +366,8 @@ int ufs_opened(struct ufs_table *table, struct ufs_node *node, int fd, int flags
         table->files = grown;
         table->file_room = room;
     }
-    if (!node->open) {
-        node->open = malloc(sizeof *node->open);
-        if (!node->open)
-            return -1;
-        *node->open = (struct ufs_open){ .first = -1 };
-    }
+    if (need_open(node))
+        return -1;
     table->files[fd] = (struct ufs_file){
         .node = node, .flags = flags, .next = node->open->first, .lower = lower
     };
@@ -366,12 +384,47 @@ void ufs_closed(struct ufs_table *table, int fd)
         link = &table->files[*link].next;
     *link = table->files[fd].next;
     table->files[fd].node = NULL;
-    if (node->open->first == -1) {
-        free(node->open);
-        node->open = NULL;
-        ufs_drop_unused(table, node);
-    }
+    drop_open(table, node);
     close(fd);
+}
+
+int ufs_open_idle(struct ufs_node *node)
+{
+    if (need_open(node))
+        return -1;
+    node->open->idle++;
+    return 0;
+}
+
+void ufs_close_idle(struct ufs_table *table, struct ufs_node *node)
+{
+    int shared = node->open->shared;
+
+    if (--node->open->idle)
+        return;
+    node->open->shared = -1;
+    if (shared == -1)
+        drop_open(table, node);
+    else
+        ufs_closed(table, shared);
+}
+
+int ufs_wake_idle(struct ufs_table *table, struct ufs_node *node)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    int layer, fd;
+
+    if (node->open->shared != -1)
+        return node->open->shared;
+    path = ufs_locate(table, node, &layer, buffer);
+    fd = path ? ufs_open_beneath(layer, path, O_RDONLY | O_NOFOLLOW, 0) : -1;
+    if (fd == -1)
+        return -1;
+    if (ufs_opened(table, node, fd, O_RDONLY, !(node->flags & UFS_UPPER))) {
+        close(fd);
+        return -1;
+    }
+    return node->open->shared = fd;
 }
 
 static char *put_before(char *end, const char *start, const char *text)

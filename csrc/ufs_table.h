@@ -59,6 +59,8 @@ struct ufs_name {
 struct ufs_open {
     int32_t backing; /* the kernel's ID of the file that is passed through to, or 0 */
     int first;       /* a descriptor, linked to the next by ufs_file */
+    int shared;      /* that of all idle ones, or -1: they have needed none so far */
+    uint32_t idle;   /* open files of a lower layer that the kernel may read from its cache alone */
 };
 
 struct ufs_file {
@@ -152,6 +154,14 @@ void ufs_stale_below(struct ufs_table *table, const struct ufs_node *directory);
 /* Note an open file, whose descriptor is the table's from now on; close it. 0, or -1 with errno. */
 int ufs_opened(struct ufs_table *table, struct ufs_node *node, int fd, int flags, bool lower);
 void ufs_closed(struct ufs_table *table, int fd);
+
+/* Note an idle open file, and its end. open: 0, or -1 with errno. */
+int ufs_open_idle(struct ufs_node *node);
+void ufs_close_idle(struct ufs_table *table, struct ufs_node *node);
+
+/* The descriptor of the node's idle files, opened if it is not; -1 with errno. To be called before
+ * the node loses its last name. */
+int ufs_wake_idle(struct ufs_table *table, struct ufs_node *node);
 
 static inline bool ufs_is_removed(const struct ufs_node *node)
 {

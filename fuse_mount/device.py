@@ -103,8 +103,8 @@ _STACK_DEPTH: Final = 1
 """How many filesystems may be stacked on each other below this one, for passthrough."""
 _BACKGROUND: Final = 64
 """How many requests that nobody waits for the kernel may have under way: read-ahead, releases."""
-_THREADS: Final = 2
-"""As many answer the kernel by the fast path: one may wait for a disk."""
+_THREADS: Final = 4
+"""How many threads answer the kernel by the fast path: one does, unless it waits for a disk."""
 
 # What pyfuse3 cannot ask for. A umask does not apply where a directory has a default ACL, so it is
 # for us to apply; layers do not change behind our back, so pages and symlinks are kept.
