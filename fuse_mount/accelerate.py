@@ -111,6 +111,7 @@ class TableInodes(Inodes):
         self._directories: OrderedDict[int, Node] = OrderedDict()
         options = stack.options
         self._roots: list[int] = []
+        root = resolve.root(stack)
         self.table = _fast.Table(
             layers=[
                 (layer.fd, layer.device, layer.known and layer.known.data) for layer in stack.layers
@@ -126,7 +127,7 @@ class TableInodes(Inodes):
             syncs=options.fsync and not options.volatile,
             timeout=timeout,
         )
-        self._keep(ROOT_ID, resolve.root(stack))
+        self._keep(ROOT_ID, root)
         self._write_back()
         self.root = self._loaded[ROOT_ID]
 

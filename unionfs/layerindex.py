@@ -5,7 +5,7 @@ a walk through a stack whose files are not in memory then reads one file a layer
 directory for indexes (option `layer_index`) vouches for that. The default is to read directories
 instead, once a stack (`lower`), because nothing cheap tells of a change deep in a plain directory.
 
-An index is built when a stack first uses the layer, or by `build`, and replaced in one rename, so
+An index is built when a stack is first read by us, or by `build`, and replaced in one rename, so
 that any number of processes may do so at once. It is used if it was made for this directory: the
 same filesystem (its UUID, where the kernel tells that, else the device's number), inode number and
 change time (st_ctime), which a name made or removed in the layer's root renews, and a copy or an

@@ -175,8 +175,9 @@ class MountOptions:
     layer_index: str | None = _option(
         None,
         _TEXT,
-        "A directory that keeps, for each lower layer, a file of all that is in it; built at the "
-        "first mount. Only for layers that are never changed, as a store's: a change is not seen.",
+        "A directory, from each lower layer's root where it is relative, for an index of the "
+        "layer, built when it is first read without the kernel's overlayfs. Only for layers that "
+        "are never changed, as a store's: a change is not seen. See docs/memory.md.",
     )
 
     uidmapping: tuple[IdRange, ...] = _option(

@@ -127,7 +127,8 @@ def _in_upper(stack: LayerStack, node: Node) -> Place:
 
 
 def root(stack: LayerStack) -> Node:
-    """The merged root: every layer's own root."""
+    """The merged root: every layer's own root. Here all reading of a union begins."""
+    stack.read_indexes()
     marks = markers.Marks()
     if stack.upper:
         marks = markers.of_directory(stack.prefix, stack.upper.fd, "")

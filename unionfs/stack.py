@@ -7,17 +7,17 @@ was checked. Cost: one descriptor a layer; nothing is read until a path is resol
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, final
 
 from unionfs import index, layerindex, markers, system
 from unionfs.inodes import Numbers
-from unionfs.layerindex import LayerIndex
 from unionfs.lower import Memory
 from unionfs.options import MountOptions
 from unionfs.place import Layer
@@ -87,6 +87,7 @@ class LayerStack:
         self.memory = Memory(self.prefix)
         self.lock = threading.RLock()
         self.changes = 0
+        self._indexed = False
         self.upper: Layer | None = None
         self.index: Layer | None = None
         self.work: str | None = None
@@ -97,7 +98,7 @@ class LayerStack:
                 self.upper = _opened(upper, "upper", 0, opened)
                 self.work = _directory(work, "work")
             for number, path in enumerate(lower, 1):
-                _opened(path, "lower", number, opened, self._index_of)
+                _opened(path, "lower", number, opened)
             self.layers: tuple[Layer, ...] = tuple(opened)
             self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
             self.numbers = Numbers(layer.fd for layer in opened)
@@ -130,9 +131,18 @@ class LayerStack:
             message = f"work holds {foreign[0]!r}, which no union made; name an empty directory"
             raise StackError(errno.ENOTEMPTY, message, self.work)
 
-    def _index_of(self, root_fd: int) -> LayerIndex | None:
+    def read_indexes(self) -> None:
+        """Give the lower layers their indexes, once, where the options ask for them.
+
+        For whoever is about to read the union; a mount by the kernel has no use for them.
+        """
         folder = self.options.layer_index
-        return None if folder is None else layerindex.use(folder, root_fd, self.prefix)
+        with self.lock:
+            if folder is None or self._indexed:
+                return
+            self._indexed = True
+            self.lower = tuple(_indexed(layer, folder, self.prefix) for layer in self.lower)
+            self.layers = (*([self.upper] if self.upper else []), *self.lower)
 
     @property
     def claimed(self) -> bool:
@@ -208,20 +218,19 @@ def _as_stack_error() -> Iterator[None]:
         raise StackError(error.errno, error.strerror, error.filename) from error
 
 
-def _opened(
-    path: str | os.PathLike[str],
-    role: str,
-    index: int,
-    opened: list[Layer],
-    index_of: Callable[[int], LayerIndex | None] = lambda _: None,
-) -> Layer:
+def _indexed(layer: Layer, folder: str, prefix: str) -> Layer:
+    """A layer with its index; folder: where that is, from the layer's root."""
+    known = layerindex.use(os.path.join(layer.path, folder), layer.fd, prefix)
+    return dataclasses.replace(layer, known=known)
+
+
+def _opened(path: str | os.PathLike[str], role: str, index: int, opened: list[Layer]) -> Layer:
     """The layer at path, added to opened."""
     name = _directory(path, role)
     fd = system.clone_mount(name) if role == "lower" else None
     if fd is None:
         fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    known = index_of(fd)
-    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, role == "upper", known))
+    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, writable=role == "upper"))
     return opened[-1]
 
 

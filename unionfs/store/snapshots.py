@@ -15,7 +15,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, final
 
 from unionfs import faults, system
@@ -265,20 +265,24 @@ class Snapshots:
         return disk_usage(self._folders.files(number)) if kind == "active" else Usage()
 
     def directories(self, key: str) -> Directories:
-        """The layers of a snapshot of any kind: of a committed one, to read."""
+        """The layers of a snapshot of any kind: of a committed one, to read.
+
+        Those below never change, so each has an index beside it, made when that is of use.
+        """
+        options = replace(self._options, layer_index="..")
         with self._catalogue.read() as db:
             (number, kind), *below = _line(db, key)
         lower = [self._folders.files(layer) for layer, _ in below]
         if kind != "active":
             own = [] if kind == "view" and lower else [self._folders.files(number)]
-            return Directories((*own, *lower), options=self._options)
+            return Directories((*own, *lower), options=options)
         upper, work = self._folders.files(number), self._folders.work(number)
         if not lower:
             # overlayfs wants something below; the work directory's parent has an empty one
             empty = f"{self._folders.snapshot(number)}/empty"
             os.makedirs(empty, exist_ok=True)
             lower = [empty]
-        return Directories((*lower,), upper, work, self._options)
+        return Directories((*lower,), upper, work, options)
 
     def mounts(self, key: str) -> list[MountCall]:
         """How to mount an active snapshot, or a view, in containerd's words."""
