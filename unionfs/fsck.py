@@ -337,7 +337,7 @@ class _Check:
                 words = "the file that it was copied up from is gone"
                 yield self._found("broken origin", place, words, self._unmark(place, mark))
         elif mark == markers.WHITEOUT and stat.S_ISREG(status.st_mode) and not status.st_size:
-            words = "would be a whiteout, if its directory announced such; every union shows it"
+            words = "its directory announces no such whiteouts; the kernel lists it and finds nothing"
             yield self._found("foreign mark", place, words)
 
 

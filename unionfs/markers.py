@@ -172,16 +172,19 @@ def announce_xwhiteouts(prefix: str, layer_fd: int, directory: str) -> None:
 def in_union(prefix: str, name: str) -> str | None:
     """The name under which the union shows an attribute of a layer; None: it is a mark.
 
-    Marks of a nested union are kept escaped by one more `overlay.`.
+    Marks of a nested union are kept escaped by one more `overlay.`; fuse-overlayfs' too, so that
+    no program can set one that is heeded.
     """
-    if name.startswith(_FUSE_OVERLAYFS):
-        return None
-    if not name.startswith(prefix):
-        return name
-    rest = name.removeprefix(prefix)
-    return prefix + rest.removeprefix(_ESCAPE) if rest.startswith(_ESCAPE) else None
+    for marks in (prefix, _FUSE_OVERLAYFS):
+        if name.startswith(marks):
+            rest = name.removeprefix(marks)
+            return marks + rest.removeprefix(_ESCAPE) if rest.startswith(_ESCAPE) else None
+    return name
 
 
 def on_disk(prefix: str, name: str) -> str:
     """The name under which a layer keeps an attribute of the union: `in_union`'s inverse."""
-    return prefix + _ESCAPE + name.removeprefix(prefix) if name.startswith(prefix) else name
+    for marks in (prefix, _FUSE_OVERLAYFS):
+        if name.startswith(marks):
+            return marks + _ESCAPE + name.removeprefix(marks)
+    return name
