@@ -337,7 +337,7 @@ class _Check:
                 words = "the file that it was copied up from is gone"
                 yield self._found("broken origin", place, words, self._unmark(place, mark))
         elif mark == markers.WHITEOUT and stat.S_ISREG(status.st_mode) and not status.st_size:
-            words = "its directory announces no such whiteouts; the kernel lists it and finds nothing"
+            words = "its directory announces no whiteouts; the kernel lists it and finds nothing"
             yield self._found("foreign mark", place, words)
 
 
