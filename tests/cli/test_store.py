@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call, complaint, output
+from tests.cli.conftest import UNPRIVILEGED, Call, complaint, output
 from tests.containers.conftest import busybox_files
 from tests.images.conftest import MakeImage, make_image
 from tests.store.conftest import make_layer
@@ -83,6 +83,14 @@ def test_looking_after_a_store(call: Call, store: Store) -> None:
     (fault,) = json.loads(output(call("store", "verify", "--repair", "--json")))
     assert fault["repaired"]
     assert output(call("store", "verify")) == "all is as it should be\n"
+
+
+def test_a_users_own_store(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNIONMOUNT_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "share"))
+    output(call("snapshot", "prepare", "mine", before=UNPRIVILEGED))
+    assert "mine" in output(call("snapshot", "list", before=UNPRIVILEGED))
+    assert (folder / "share/unionmount/catalogue.db").exists()
 
 
 def test_what_is_wrong_is_said_in_one_line(call: Call) -> None:

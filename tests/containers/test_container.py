@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import unionfs
+from tests.images.conftest import MakeImage
 from unionfs.containers import Containers
 from unionfs.images import library
 from unionfs.images.documents import (
@@ -55,6 +56,18 @@ def test_a_container_from_create_to_remove(
     with pytest.raises(NotFound):
         containers.get("mine")
     assert os.listdir(f"{store.root}/containers") == []
+
+
+def test_an_image_without_layers(
+    store: Store, containers: Containers, make_image: MakeImage
+) -> None:
+    make_image(store, "nothing")
+    containers.create("nothing", "mine")
+    root = Path(containers.mount("mine").target)
+    assert os.listdir(root) == []
+    (root / "new").touch()
+    image = containers.commit("mine", "something")
+    assert len(image.manifest.layers) == 1
 
 
 def test_two_containers_do_not_see_each_other(containers: Containers) -> None:

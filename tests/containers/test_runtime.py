@@ -1,6 +1,7 @@
 """Containers run by a real runtime."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -123,6 +124,10 @@ def test_detached(run: Run, store: Store, tmp_path: Path) -> None:
     pid = int(Path(f"{store.root}/containers/mine/pid").read_text())
     assert os.path.exists(f"/proc/{pid}")
 
+    listed = subprocess.run(
+        [*COMMAND, "containers", "--store", store.root, "--json"], capture_output=True, check=True
+    )
+    assert [each["state"] for each in json.loads(listed.stdout)] == ["running"]
     remove = [*COMMAND, "remove", "--store", store.root, "mine"]
     refused = subprocess.run(remove, capture_output=True, text=True, check=False)
     assert refused.returncode == 1

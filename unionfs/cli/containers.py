@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -13,9 +14,9 @@ import click
 from unionfs.cli.output import complain, describe, json_option, print_columns, print_json
 from unionfs.cli.store import moment
 from unionfs.cli.storing import store_option
-from unionfs.containers import Containers
+from unionfs.containers import Container, Containers
 from unionfs.containers.bundle import RunOptions, Volume
-from unionfs.containers.runtime import Runtime
+from unionfs.containers.runtime import Runtime, State
 from unionfs.store import Store
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -52,20 +53,34 @@ def create_command(store: Store, name: str | None, as_json: bool, image: str) ->
 @json_option
 def containers_command(store: Store, as_json: bool) -> None:
     """List the containers of the store."""
-    found = Containers(store).list()
+    containers = Containers(store)
+    found = [(container, _state(store, containers, container)) for container in containers.list()]
     if as_json:
-        print_json(found)
+        print_json([dataclasses.asdict(container) | {"state": state} for container, state in found])
         return
     rows = [
         [
             (container.name, "bold"),
             (container.image, ""),
             (moment(container.created), "dim"),
-            (container.target or "", "green"),
+            (state or "", "green" if state == "running" else ""),
+            (container.target or "", ""),
         ]
-        for container in found
+        for container, state in found
     ]
-    print_columns(rows, heading=("NAME", "IMAGE", "CREATED", "MOUNTED"))
+    print_columns(rows, heading=("NAME", "IMAGE", "CREATED", "STATE", "MOUNTED"))
+
+
+def _state(store: Store, containers: Containers, container: Container) -> State | None:
+    """What a container does; None where no runtime knows it."""
+    if not _ran(containers, container.name):
+        return None
+    return Runtime.find(store).state(container.name)
+
+
+def _ran(containers: Containers, name: str) -> bool:
+    """Whether a container was ever run."""
+    return os.path.exists(f"{containers.folder(name)}/config.json")
 
 
 @click.command("commit")
@@ -96,8 +111,8 @@ def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
     for name in names:
         try:
             containers = Containers(store)
-            if os.path.exists(f"{containers.folder(containers.get(name).name)}/config.json"):
-                Runtime.find(store).end(name, force=force)  # it ran once
+            if _ran(containers, containers.get(name).name):
+                Runtime.find(store).end(name, force=force)
             containers.remove(name, force=force)
         except OSError as error:
             complain(describe(error))
