@@ -8,6 +8,7 @@ Cost: one hash of the bytes, one fsync(2) and one transaction a blob.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -100,6 +101,7 @@ class Writer:
             self._hash.update(view[:written])
             self.offset += written
             view = view[written:]
+        self.complete = self.offset == self.size
 
     def restart(self) -> None:
         """Drop what is there, as where a server cannot go on from `offset`."""
@@ -114,24 +116,29 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         """Raises Corrupt where the bytes are not those of the digest, which are then dropped."""
-        with self._held:
+        with self._held, ExitStack() as failed:
+            if self._there:
+                return
+            if not self._kept:
+                failed.callback(self._drop)
             if error is None:
                 self._finish()
-            elif not self._kept and not self._there:
-                os.unlink(self._path)
+                failed.pop_all()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
 
     def _finish(self) -> None:
-        if self._there:
-            return
         found = digests.of_hash(self._hash)
         wanted = self.digest or found
         if self.size is not None and self.offset != self.size:
-            if self.offset > self.size or not self._kept:
-                os.unlink(self._path)
+            if self.offset > self.size:
+                self._drop()
             message = f"{self.offset} bytes came where {self.size} were promised; try again"
             raise Corrupt(message, wanted)
         if found != wanted:
-            os.unlink(self._path)
+            self._drop()
             raise Corrupt(f"the bytes have digest {found}; get them anew", wanted)
         self.digest, self.size = wanted, self.offset
         os.fsync(self._fd)
