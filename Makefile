@@ -1,6 +1,7 @@
 # make demo      three layers, mounted by the kernel and by FUSE, and what a write leaves behind
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
+# make bench-layers  its speed at unpacking and making layers beside umoci's, skopeo's and tar's
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make crashes   the mount program killed at every step of every change
@@ -17,6 +18,7 @@ WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
 .PHONY: demo test check-c bench sanitize fuzz crashes pjdfstest fsx fsstress clients clean
+.PHONY: demo test check-c bench bench-layers sanitize pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -31,6 +33,9 @@ check-c: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(VENV)/bin/unionmount bench -o build/bench
+
+bench-layers: $(VENV)/ready clients
+	$(PYTHON) -m benchmarks.layers -o build/bench
 
 # A copy of the package and its tests, so that the extension in use stays as it is.
 sanitize: $(VENV)/ready

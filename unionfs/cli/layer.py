@@ -27,6 +27,7 @@ from unionfs.layers import (
     write_layer,
 )
 from unionfs.layers.streams import DEFAULT_LEVELS, LEVELS, THREADS
+from unionfs.layers.unpack import umask
 
 _STANDARD: Final = "-"
 _ENDINGS: Final[dict[str, Compression]] = {".tar": "none", ".zst": "zstd", ".tzst": "zstd"}
@@ -185,17 +186,11 @@ def _output(file: str) -> Iterator[BinaryIO]:
     try:
         with open(fd, "wb", buffering=0) as out:
             yield cast(BinaryIO, out)
-            os.fchmod(fd, 0o666 & ~_umask())
+            os.fchmod(fd, 0o666 & ~umask())
         os.replace(draft, file)
     except BaseException:
         os.unlink(draft)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def apply_layer(
         if below:
             options = MountOptions(userxattr=prefix == markers.USER)
             lower = stack.enter_context(LayerStack(below, options=options))
-        unpacker = Unpacker(root, rights, lambda path: _attributes(lower, path))
+        unpacker = Unpacker(root, rights, lambda path: _attributes(lower, path), fresh=True)
         stack.callback(unpacker.close)
         unpacker.make("", _attributes(lower, ""), tuple)
         return _applied(blob, unpacker, _Marks(unpacker, prefix), limit, digest, diff_id)
@@ -103,7 +103,7 @@ def apply_onto(
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        unpacker = Unpacker(fd, rights, lambda path: _new_directory(), cleaned(under))
+        unpacker = Unpacker(fd, rights, lambda path: _new_directory(), under=cleaned(under))
         try:
             return _applied(blob, unpacker, _Removal(unpacker), limit)
         finally:

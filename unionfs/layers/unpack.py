@@ -67,17 +67,27 @@ class Unpacker:
     """Makes files below a directory.
 
     root: its descriptor. rights: what may be left out. implicit: the attributes of a directory
-    that an entry lies in and that no entry describes, by its path. under: the directory that names
-    lead from.
+    that an entry lies in and that no entry describes, by its path. fresh: whether root is empty,
+    and nothing made in it inherits a group or an access control list. under: the directory that
+    names lead from.
 
     `close` lets go of the directories that are held open, and `finish` must come before it. Every
     method raises LayerError that names the entry.
     """
 
     def __init__(
-        self, root: int, rights: Rights, implicit: Callable[[str], Entry], under: str = ""
+        self,
+        root: int,
+        rights: Rights,
+        implicit: Callable[[str], Entry],
+        *,
+        fresh: bool = False,
+        under: str = "",
     ) -> None:
         self._root = root
+        self._fresh = fresh
+        self._ids = (os.geteuid(), os.getegid())
+        self._not_by_itself = umask() | 0o7000
         self._under = self._resolved(under)
         self._rights = rights
         self._implicit = implicit
@@ -257,15 +267,23 @@ class Unpacker:
 
     def _make_regular(self, fd: int, name: str, entry: Entry, data: Data) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        file = os.open(name, flags, 0o600, dir_fd=fd)
+        # what a new file has by itself needs no calls: most files are so
+        plain = (
+            self._fresh
+            and (entry.uid, entry.gid) == self._ids
+            and not entry.xattrs
+            and not entry.mode & self._not_by_itself
+        )
+        file = os.open(name, flags, entry.mode if plain else 0o600, dir_fd=fd)
         try:
             if entry.size:
                 _fill(file, entry, data())
-            self._own(file, entry)
-            for key, value in entry.xattrs.items():
-                if not key.startswith(NOT_SHIPPED):
-                    copyup.set_attribute(file, "", key, value)
-            os.fchmod(file, entry.mode)
+            if not plain:
+                self._own(file, entry)
+                for key, value in entry.xattrs.items():
+                    if not key.startswith(NOT_SHIPPED):
+                        copyup.set_attribute(file, "", key, value)
+                os.fchmod(file, entry.mode)
             os.utime(file, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(file)
@@ -337,6 +355,12 @@ class Unpacker:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
+
+
+def umask() -> int:
+    """The permissions that new files of this process lack (proc_pid_status(5))."""
+    with open("/proc/self/status", "rb") as lines:
+        return next(int(line.split()[1], 8) for line in lines if line.startswith(b"Umask:"))
 
 
 def named(error: OSError, name: str) -> LayerError:

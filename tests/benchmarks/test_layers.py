@@ -1,0 +1,29 @@
+"""The comparison of layers, in small: every tool does every task, and the table has them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="umoci and tar give files to their owners")
+def test_every_tool_does_every_task(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.layers", "--quick", "--rounds=1"]
+    command += ["--folder", tmp_path, "--output", tmp_path / "report"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "report/layers.json").read_text())["rows"]
+    assert {(row["task"], row["tool"]) for row in rows} == {
+        *(("unpack", tool) for tool in ("unionmount", "umoci", "skopeo and tar", "tar")),
+        *(("make", tool) for tool in ("unionmount", "umoci", "tar")),
+    }
+    for task in ("unpack", "make"):
+        assert all(row["size"] for row in rows if row["task"] == task)
+    unpacked = {(row["tree"], row["size"]) for row in rows if row["task"] == "unpack"}
+    assert len(unpacked) == 2, "all unpacked the same"
+    assert [*tmp_path.iterdir()] == [tmp_path / "report"]
