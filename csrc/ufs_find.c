@@ -72,7 +72,7 @@ static int aufs_above(const struct ufs_table *table, struct ufs_node *directory)
 static bool lacks_data(const struct ufs_table *table, int fd, const char *path,
                        const struct stat *status)
 {
-    return S_ISREG(status->st_mode) && status->st_size
+    return S_ISREG(status->st_mode)
            && (status->st_blocks <= UFS_ATTRIBUTE_BLOCKS
                || status->st_blocks * UFS_BLOCK < status->st_size)
            && ufs_has_mark(table, fd, path, UFS_MARK_METACOPY);
@@ -215,7 +215,9 @@ static int find_upper_file(struct ufs_table *table, const struct ufs_node *paren
     told = length > 0 ? ufs_origin(table, mark, (size_t)length, &lower) : 0;
     if (told == -1)
         return -errno;
-    if (told && (lower.st_ino != facts->inode || lower.st_dev != facts->device)) {
+    /* of a lower file with several links, each may have been copied up by itself */
+    if (told && lower.st_nlink == 1
+        && (lower.st_ino != facts->inode || lower.st_dev != facts->device)) {
         facts->device = lower.st_dev;
         facts->inode = lower.st_ino;
         facts->flags |= UFS_ORIGIN;

@@ -168,7 +168,8 @@ class Inodes:
 
     def opened(self, inode: Inode, fd: int, flags: int) -> None:
         """Note an open file of an inode. fd: ours to close from now on."""
-        file = File(inode, fd, flags, lower=not inode.node.upper)
+        lower = not inode.node.upper or inode.node.data is not None
+        file = File(inode, fd, flags, lower=lower)
         inode.files.append(file)
         self._files[fd] = file
 

@@ -166,7 +166,7 @@ class Operations(pyfuse3.Operations):
         named = node.names or node.is_root
         if named or node.index is not None:  # which has names that nobody looked up, it may be
             try:
-                return resolve.top(self._stack, node).status()
+                return resolve.status(self._stack, node)
             except FileNotFoundError:
                 if named and not self.inodes.files(inode):
                     raise
@@ -215,6 +215,15 @@ class Operations(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = 0
         entry.entry_timeout = self._timeout
+        return entry
+
+    def _listed(self, parent: Inode, name: str) -> EntryAttributes:
+        """An entry that is listed and cannot be looked up: without a node, so the kernel asks."""
+        listed = merge.listing(self._stack, parent.node)[name]
+        entry = EntryAttributes()
+        entry.st_ino = self._stack.numbers.number(listed.file) if listed.file else 1
+        entry.st_mode = listed.kind
+        ctypes.c_uint64.from_address(id(entry) + _ID_OFFSET).value = 0
         return entry
 
     def find(self, parent: Inode, name: str) -> Inode | None:
@@ -280,39 +289,48 @@ class Operations(pyfuse3.Operations):
 
     # Copy-up.
 
-    async def _copy_up(self, inode: Inode, size: int | None = None) -> None:
-        """Make upper hold a node; other requests go on while much data is copied."""
+    async def _copy_up(self, inode: Inode, size: int | None = None, *, data: bool = True) -> None:
+        """Make upper hold a node; other requests go on while much data is copied.
+
+        size, data: as for `copyup.copy_up`.
+        """
         copyup.writable(self._stack)
-        if copyup.is_in_upper(self._stack, inode.node):
+        if copyup.is_in_upper(self._stack, inode.node, data=data):
             return
         lock = self._copying.setdefault(inode, trio.Lock())
         try:
             with self.inodes.apart():
                 await lock.acquire()
             try:
-                await self._copy_up_locked(inode, size)
+                await self._copy_up_locked(inode, size, data)
             finally:
                 lock.release()
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._copying.pop(inode, None)
 
-    async def _copy_up_locked(self, inode: Inode, size: int | None) -> None:
-        node = inode.node
-        if node.upper:
-            with self._following(inode):
-                copyup.copy_up(self._stack, node)
-            return
-        source = node.lower[0]
+    async def _copy_up_locked(self, inode: Inode, size: int | None, data: bool) -> None:
+        node, stack = inode.node, self._stack
         with self._following(inode):
-            copyup.copy_up_parents(self._stack, node)
-            length = source.status().st_size
-            if node.kind != stat.S_IFREG or min(length, size or length) <= _AT_ONCE:
-                with self.inodes.apart():  # fsync(2) takes its time
-                    draft = copyup.build(self._stack, source, size)
-            else:
-                draft = await self._apart(copyup.build, self._stack, source, size)
-            copyup.install(self._stack, node, draft)
+            if not node.upper:
+                copyup.copy_up_parents(stack, node)
+                build = functools.partial(copyup.build, stack, node, size, data=data)
+                draft = await self._copied(node, size, data, build)
+                copyup.install(stack, node, draft, data=data)
+            elif data and node.data is not None:
+                fill = functools.partial(copyup.fill, stack, node, size)
+                await self._copied(node, size, data, fill)
+            copyup.copy_up(stack, node, size, data=data)  # at most a name is left to be made
+
+    async def _copied(
+        self, node: resolve.Node, size: int | None, data: bool, copy: Callable[[], _R]
+    ) -> _R:
+        """The result of copy, which is left to another thread where it copies much."""
+        length = resolve.top(self._stack, node).status().st_size
+        if data and node.kind == stat.S_IFREG and min(length, size or length) > _AT_ONCE:
+            return await self._apart(copy)
+        with self.inodes.apart():  # fsync(2) takes its time
+            return copy()
 
     def _copy_up_directory(self, inode: Inode) -> None:
         with self._following(inode):
@@ -325,7 +343,7 @@ class Operations(pyfuse3.Operations):
             each
             for inode in inodes
             for each in (inode, *self.inodes.above(inode))
-            if not each.node.upper
+            if not each.node.upper or each.node.data
         }
         try:
             yield
@@ -337,7 +355,7 @@ class Operations(pyfuse3.Operations):
     def _follow(self, inode: Inode) -> None:
         """After its copy-up: files opened before read the copy, as on kernel overlayfs."""
         for file in self.inodes.files(inode):
-            if file.lower:
+            if file.lower and inode.node.data is None:
                 fd = self._opened(inode, file.flags)
                 os.dup2(fd, file.fd, inheritable=False)
                 os.close(fd)
@@ -411,7 +429,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         linked = self.inodes[inode]
-        await self._copy_up(linked)
+        await self._copy_up(linked, data=False)
         parent, name = self._new(new_parent_inode, new_name)
         with self._following(parent):
             changes.link(self._stack, linked.node, parent.node, name)
@@ -425,6 +443,7 @@ class Operations(pyfuse3.Operations):
         copyup.writable(self._stack)
         if inode.node.is_dir:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        await self._complete(inode)
         self._remove(parent, text, inode, changes.unlink)
 
     @_answered
@@ -434,6 +453,11 @@ class Operations(pyfuse3.Operations):
         if not inode.node.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         self._remove(parent, text, inode, changes.rmdir)
+
+    async def _complete(self, inode: Inode) -> None:
+        """Before a name goes: once it has none, an open file is one with data and metadata."""
+        if inode.node.data is not None and self.inodes.files(inode):
+            await self._copy_up(inode)
 
     def _remove(
         self,
@@ -481,6 +505,8 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         if new is old:
             return
+        if new is not None and not exchange:
+            await self._complete(new)
         status = None if new is None else self._status(new)
         inodes = [old, old_parent, new_parent] + ([new] if new is not None else [])
         with self._following(*inodes):
@@ -509,7 +535,7 @@ class Operations(pyfuse3.Operations):
         """What may take long, before names are looked up: they may change meanwhile."""
         _, _, inode = self._existing(parent_inode, name)
         if inode.node.kind == stat.S_IFREG:
-            await self._copy_up(inode)
+            await self._copy_up(inode, data=False)
 
     # Attributes.
 
@@ -528,7 +554,7 @@ class Operations(pyfuse3.Operations):
         copyup.writable(self._stack)
         size = attr.st_size if fields.update_size else None
         if not self._is_removed(changed):
-            await self._copy_up(changed, size)
+            await self._copy_up(changed, size, data=size is not None)
             self.inodes.hand_back()
             self._set(changed, attr, fields)
         else:
@@ -574,7 +600,7 @@ class Operations(pyfuse3.Operations):
     def _copy_nameless(self, inode: Inode) -> None:
         """Copy up a removed file for those who have it open."""
         workdir = self._stack.claim()
-        draft = copyup.build(self._stack, inode.node.lower[0])
+        draft = copyup.build(self._stack, inode.node)
         try:
             for file in self.inodes.files(inode):
                 fd = system.open_beneath(workdir.fd, draft, file.flags)
@@ -624,7 +650,7 @@ class Operations(pyfuse3.Operations):
         if fd is not None:
             system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
             return
-        await self._copy_up(changed)
+        await self._copy_up(changed, data=False)
         xattrs.set(self._stack, changed.node, text, value)
 
     @_answered
@@ -650,7 +676,7 @@ class Operations(pyfuse3.Operations):
         return flags
 
     def _opened(self, inode: Inode, flags: int) -> int:
-        place = resolve.top(self._stack, inode.node)
+        place = resolve.data(self._stack, inode.node)
         return system.open_beneath(place.layer.fd, place.path, flags)
 
     def _keep(self, inode: Inode, fd: int, flags: int) -> FileInfo:
@@ -766,7 +792,13 @@ class Operations(pyfuse3.Operations):
                 if position and inode.node.names:
                     shown = next(self.inodes.above(inode))
             else:
-                shown = self.find(inode, name)
+                try:
+                    shown = self.find(inode, name)
+                except OSError:
+                    entry = self._listed(inode, name)
+                    if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, position + 1):
+                        return
+                    continue
             if shown is None:
                 continue  # removed since it was listed
             entry = self._attributes(shown)

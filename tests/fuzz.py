@@ -19,7 +19,7 @@ from tests.conformance.test_machine import SEARCHING, Machine, machine
 def main(minutes: float) -> int:
     """Search; 1 when there was a difference, which stands in the traceback."""
     end = time.monotonic() + minutes * 60
-    unions = itertools.cycle(itertools.product(("", "index=on"), DOORS))
+    unions = itertools.cycle(itertools.product(("", "index=on", "metacopy=on"), DOORS))
     while time.monotonic() < end:
         options, door = next(unions)
         others = (door,) if options else tuple(DOORS)

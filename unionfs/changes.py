@@ -97,10 +97,12 @@ def link(stack: LayerStack, node: Node, parent: Node, name: str) -> None:
     """Give a file, which is no directory, one name more."""
     writable(stack)
     _check_name(name)
-    copy_up(stack, node)
+    copy_up(stack, node, data=False)
     _copy_up_directory(stack, parent)
     if node.origin:
         mark_impure(stack, parent)
+    if node.data is not None:
+        _set_redirect(stack, node, same_directory=False)
     if node.index is not None:
         index.keep_links(stack, node.index)
     source = top(stack, node)
@@ -243,7 +245,7 @@ def _losing(stack: LayerStack, node: Node | None, at: Name) -> Iterator[None]:
     if node is None or node.index is None:
         yield
         return
-    copy_up(stack, node, at=at)
+    copy_up(stack, node, data=False, at=at)
     links = index.keep_links(stack, node.index)
     yield
     if links == 1:
@@ -305,15 +307,15 @@ def rename(
         _make_movable(stack, new)
     elif new is not None and new.is_dir:
         _check_empty(stack, new)
-    copy_up(stack, old, at=(old_parent, old_name))
+    copy_up(stack, old, data=False, at=(old_parent, old_name))
     _copy_up_directory(stack, old_parent)
     _copy_up_directory(stack, new_parent)
     if new is not None and exchange:
-        copy_up(stack, new, at=(new_parent, new_name))
+        copy_up(stack, new, data=False, at=(new_parent, new_name))
     same_directory = old_parent is new_parent
-    if not same_directory and (old.origin or old.lower):
+    if not same_directory and _comes_from_below(old):
         mark_impure(stack, new_parent)
-    if exchange and not same_directory and new is not None and (new.origin or new.lower):
+    if exchange and not same_directory and new is not None and _comes_from_below(new):
         mark_impure(stack, old_parent)
     _keep_apart(stack, old, new_parent, same_directory)
     if exchange and new is not None:
@@ -330,6 +332,11 @@ def rename(
         new.names.remove((new_parent, new_name))
         if exchange:
             new.names.append((old_parent, old_name))
+
+
+def _comes_from_below(node: Node) -> bool:
+    """Whether its number is that of something lower, once it is in upper."""
+    return node.origin or (node.is_dir and bool(node.lower))
 
 
 def _same_file(stack: LayerStack, old: Node, new: Node) -> bool:
@@ -371,27 +378,36 @@ def copy_up_tree(stack: LayerStack, directory: Node) -> None:
 
 
 def _keep_apart(stack: LayerStack, node: Node, parent: Node, same_directory: bool) -> None:
-    """Before a directory gets a new name: let it find what is below it, and nothing else."""
-    if not node.is_dir:
-        return
-    upper = writable(stack)
-    if node.lower:
-        target = _redirect(node, same_directory)
-        if target is None:
-            return
-        value = os.fsencode(target)
-        if len(value) > markers.REDIRECT_MAX:
-            message = "its path is too long for a redirect mark; copy it instead"
-            raise OSError(errno.EXDEV, message, node.path)
-        system.set_xattr(upper.fd, node.path, stack.prefix + markers.REDIRECT, value)
-        node.redirect = target
-    elif not node.opaque and parent.is_merged:
+    """Before a node gets a new name: let it find what is below it, and nothing else.
+
+    That is what merges into a directory, and the data of a copy of metadata alone.
+    """
+    if node.data is not None:
+        # Its other names may come to lie in other directories (ovl_need_absolute_redirect).
+        alone = node.lower[0].status().st_nlink == 1
+        _set_redirect(stack, node, same_directory and alone)
+    elif node.is_dir and node.lower:
+        _set_redirect(stack, node, same_directory)
+    elif node.is_dir and not node.opaque and parent.is_merged:
         _set_opaque(stack, node.path)
         node.opaque = True
 
 
+def _set_redirect(stack: LayerStack, node: Node, same_directory: bool) -> None:
+    target = _redirect(node, same_directory)
+    if target is None:
+        return
+    value = os.fsencode(target)
+    if len(value) > markers.REDIRECT_MAX:
+        message = "its path is too long for a redirect mark; copy it instead"
+        raise OSError(errno.EXDEV, message, node.path)
+    place = top(stack, node)
+    system.set_xattr(place.layer.fd, place.path, stack.prefix + markers.REDIRECT, value)
+    node.redirect = target
+
+
 def _redirect(node: Node, same_directory: bool) -> str | None:
-    """Where the lower layers hold a directory; None where its mark says so already.
+    """Where the lower layers hold a node; None where its mark says so already.
 
     Within one directory a name suffices (ovl_set_redirect).
     """
@@ -467,7 +483,7 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     writable(stack)
     if node.kind == stat.S_IFLNK:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.path)
-    copy_up(stack, node)
+    copy_up(stack, node, data=False)
     place = top(stack, node)
     os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
 
@@ -475,7 +491,7 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     """Set owner and group; -1 keeps one."""
     writable(stack)
-    copy_up(stack, node)
+    copy_up(stack, node, data=False)
     place = top(stack, node)
     os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
 
@@ -483,7 +499,7 @@ def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
 def utime(stack: LayerStack, node: Node, ns: tuple[int, int] | None) -> None:
     """Set access and modification time, in nanoseconds; None is now."""
     writable(stack)
-    copy_up(stack, node)
+    copy_up(stack, node, data=False)
     place = top(stack, node)
     path, fd = place.path or ".", place.layer.fd
     if ns is None:

@@ -19,41 +19,59 @@ from typing import Final
 from unionfs import index, markers, system
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat, lstat_or_none
-from unionfs.resolve import Node
+from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
 
 # What an ordinary user may not copy; the kernel leaves it too where it is not permitted.
 _PRIVILEGED: Final = ("security.", "trusted.")
 
 
+_CAPABILITIES: Final = "security.capability"
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
 Name = tuple[Node, str]
 """A directory, and a name in it."""
 
 
 def copy_up(
-    stack: LayerStack, node: Node, size: int | None = None, *, at: Name | None = None
+    stack: LayerStack,
+    node: Node,
+    size: int | None = None,
+    *,
+    data: bool = True,
+    at: Name | None = None,
 ) -> None:
     """Make upper hold a node and its parents; nothing is done where it does.
 
-    size: how many bytes of a regular file's data are wanted, None for all. at: the name of a file
-    with several that upper is to hold; None for any that is known.
+    size: how many bytes of a regular file's data are wanted, None for all. data: False where its
+    metadata suffices, if the options allow that. at: the name of a file with several that upper is
+    to hold; None for any that is known.
 
     Raises OSError: EROFS without an upper, ENOSPC, EDQUOT, EIO, … Then nothing has changed.
     """
-    if is_in_upper(stack, node, at):
+    if is_in_upper(stack, node, data=data, at=at):
         return
     copy_up_parents(stack, node, at)
     if not node.upper:
-        install(stack, node, build(stack, node.lower[0], size=size), at)
-    else:
+        install(stack, node, build(stack, node, size, data=data), data=data, at=at)
+    if not _has_name(stack, node, at):
         _link_up(stack, node, at)
+    if data and node.data is not None:
+        fill(stack, node, size)
 
 
-def is_in_upper(stack: LayerStack, node: Node, at: Name | None = None) -> bool:
-    """Whether upper holds a node, of one that the index has also a name. at: as for `copy_up`."""
-    if not node.upper or node.index is None:
-        return node.upper
-    return any(_holds(stack, parent, name) for parent, name in ([at] if at else node.names))
+def is_in_upper(
+    stack: LayerStack, node: Node, *, data: bool = True, at: Name | None = None
+) -> bool:
+    """Whether nothing of a node is left to be copied up. data, at: as for `copy_up`."""
+    return node.upper and not (data and node.data is not None) and _has_name(stack, node, at)
+
+
+def _has_name(stack: LayerStack, node: Node, at: Name | None) -> bool:
+    """Whether upper has a name for a node that it holds: the index may have the file alone."""
+    return node.index is None or any(
+        _holds(stack, parent, name) for parent, name in ([at] if at else node.names)
+    )
 
 
 def _holds(stack: LayerStack, parent: Node, name: str) -> bool:
@@ -70,20 +88,29 @@ def copy_up_parents(stack: LayerStack, node: Node, at: Name | None = None) -> No
         missing.append(above[0])
         above = next(iter(above[0].names), None)
     for directory in reversed(missing):
-        install(stack, directory, build(stack, directory.lower[0]))
+        install(stack, directory, build(stack, directory))
 
 
-def build(stack: LayerStack, source: Place, size: int | None = None) -> str:
-    """Copy the file at source; the name of the copy in the work directory.
+def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool = True) -> str:
+    """Copy a node that upper lacks; the name of the copy in the work directory.
 
-    May run beside anything else that uses the stack.
+    size, data: as for `copy_up`. May run beside anything else that uses the stack.
     """
     workdir = stack.claim()
+    source = node.lower[0]
     status = lstat(source.layer, source.path)  # as it is, whatever an index says
     kind = stat.S_IFMT(status.st_mode)
     with workdir.draft() as draft:
         if kind == stat.S_IFREG:
-            _copy_file(stack, source, workdir.fd, draft, status, size)
+            copy = os.open(draft, _NEW, 0o600, dir_fd=workdir.fd)
+            try:
+                if data or not _leaves_data(stack, status):
+                    _copy_data(node.data or source, copy, status.st_size, size)
+                else:
+                    os.ftruncate(copy, status.st_size)
+                    system.set_xattr(copy, "", stack.prefix + markers.METACOPY, b"")
+            finally:
+                os.close(copy)
         elif kind == stat.S_IFDIR:
             os.mkdir(draft, 0o700, dir_fd=workdir.fd)
         elif kind == stat.S_IFLNK:
@@ -100,30 +127,49 @@ def build(stack: LayerStack, source: Place, size: int | None = None) -> str:
     return draft
 
 
-def _copy_file(
-    stack: LayerStack,
-    source: Place,
-    work_fd: int,
-    draft: str,
-    status: os.stat_result,
-    size: int | None,
-) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    wanted = status.st_size if size is None else min(size, status.st_size)
-    copy = os.open(draft, flags, 0o600, dir_fd=work_fd)
+def _leaves_data(stack: LayerStack, status: os.stat_result) -> bool:
+    """Whether metadata alone may be copied of a lower file (ovl_need_meta_copy_up)."""
+    return stack.metacopy and stat.S_ISREG(status.st_mode)
+
+
+def _copy_data(source: Place, copy: int, length: int, size: int | None) -> None:
+    """Copy the first size bytes of a file that is length bytes long."""
+    wanted = length if size is None else min(size, length)
+    if not wanted:
+        return
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    original = system.open_beneath(source.layer.fd, source.path, flags)
     try:
-        if not wanted:
-            return
-        original = system.open_beneath(
-            source.layer.fd, source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        )
-        try:
-            if wanted < status.st_size or not system.clone(original, copy):
-                system.copy_data(original, copy, wanted)
-        finally:
-            os.close(original)
+        if wanted < length or not system.clone(original, copy):
+            system.copy_data(original, copy, wanted)
     finally:
-        os.close(copy)
+        os.close(original)
+
+
+def fill(stack: LayerStack, node: Node, size: int | None = None) -> None:
+    """Give a copy of metadata alone its data; size: 0 where none of it is wanted.
+
+    In place, for it may have several names. Its mark goes last: until then the data below counts.
+    May run beside anything else that uses the stack.
+    """
+    place = top(stack, node)
+    assert node.data is not None
+    fd = system.open_beneath(place.layer.fd, place.path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        # What is written to a file takes its capabilities away.
+        capabilities = system.get_xattr(fd, "", _CAPABILITIES)
+        if size == 0:
+            os.ftruncate(fd, 0)
+        else:
+            _copy_data(node.data, fd, os.fstat(fd).st_size, None)
+        if capabilities is not None:
+            system.set_xattr(fd, "", _CAPABILITIES, capabilities)
+        if not stack.options.volatile:
+            os.fsync(fd)
+        system.remove_xattr(fd, "", stack.prefix + markers.METACOPY)
+    finally:
+        os.close(fd)
+    node.data, node.lower, node.redirect = None, (), None
 
 
 def _sync(work_fd: int, draft: str) -> None:
@@ -175,10 +221,17 @@ def _mark(dir_fd: int, path: str, name: str, value: bytes) -> bool:
     return True
 
 
-def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -> None:
+def install(
+    stack: LayerStack,
+    node: Node,
+    draft: str,
+    *,
+    data: bool = True,
+    at: Name | None = None,
+) -> None:
     """Show what `build` copied for a node, whose parents are in upper, in the lower file's place.
 
-    at: as for `copy_up`.
+    data: as for `build`. at: as for `copy_up`.
 
     Raises FileNotFoundError for a node that was removed meanwhile: no name can show it.
     """
@@ -190,7 +243,7 @@ def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -
         workdir.discard(draft)
         raise
     if node.index is not None:
-        _install_in_index(stack, node, draft)
+        _install_in_index(stack, node, draft, data)
         _link_up(stack, node, at)
         return
     parent = node.names[0][0]
@@ -201,7 +254,7 @@ def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -
         workdir.move_in(draft, upper.fd, path, system.RENAME_NOREPLACE)
     node.upper = True
     if not node.is_dir:
-        node.lower = ()
+        _note_data(stack, node, status, data)
         node.origin = status.st_nlink == 1
         if not node.origin:
             # Its links below stay together without it, so it is a file of its own.
@@ -209,15 +262,24 @@ def install(stack: LayerStack, node: Node, draft: str, at: Name | None = None) -
     restore_times(upper, parent.path, directory)
 
 
-def _install_in_index(stack: LayerStack, node: Node, draft: str) -> None:
+def _note_data(stack: LayerStack, node: Node, status: os.stat_result, data: bool) -> None:
+    """After a file was copied up: where its data is. status: that of the lower file."""
+    if data or not _leaves_data(stack, status):
+        node.lower, node.data = (), None
+    else:
+        node.data = node.data or node.lower[0]
+
+
+def _install_in_index(stack: LayerStack, node: Node, draft: str, data: bool) -> None:
     workdir = stack.claim()
     assert node.index is not None and stack.index is not None
-    links = node.lower[0].status().st_nlink
+    status = node.lower[0].status()
     with workdir.discarding(draft):
         name = stack.prefix + markers.NLINK
-        _mark(workdir.fd, draft, name, index.links_mark(links, 1))
+        _mark(workdir.fd, draft, name, index.links_mark(status.st_nlink, 1))
         workdir.move_in(draft, stack.index.fd, node.index, system.RENAME_NOREPLACE)
-    node.upper, node.lower, node.origin = True, (), True
+    node.upper = node.origin = True
+    _note_data(stack, node, status, data)
 
 
 def _link_up(stack: LayerStack, node: Node, at: Name | None) -> None:

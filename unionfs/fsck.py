@@ -149,8 +149,6 @@ _KNOWN: Final = {
 _DECISIVE: Final = (markers.OPAQUE, markers.REDIRECT, markers.WHITEOUT, markers.METACOPY)
 """The marks that change the tree."""
 _OPAQUE_VALUES: Final = (markers.YES, markers.XWHITEOUTS)
-_METACOPY_MIN: Final = 4
-"""Bytes of a metacopy mark with content: version, length, flags, digest's algorithm."""
 
 
 @final
@@ -293,10 +291,15 @@ class _Check:
     ) -> Iterator[Finding]:
         """Of a copy of metadata alone. Where it has a redirect, its data is not looked for."""
         prefix, fd = self._stack.prefix, self._layer.fd
-        if not (
-            stat.S_ISREG(status.st_mode) and markers.lacks_data(prefix, fd, place.path, status)
-        ):
+        if not stat.S_ISREG(status.st_mode):
             return
+        try:
+            if not markers.lacks_data(prefix, fd, place.path, status):
+                return
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return  # a damaged mark, of which `_mark` tells
         redirect = system.get_xattr(fd, place.path, prefix + markers.REDIRECT)
         if redirect is None and not self._exists(below, name):
             words = "is a copy of metadata alone, and no layer below has the data; remove it"
@@ -329,7 +332,7 @@ class _Check:
         elif mark == markers.NLINK and not index.LINKS_MARK.fullmatch(value):
             words = f"{value!r} is no number of links"
             yield self._found("corrupt mark", place, words, self._unmark(place, mark))
-        elif mark == markers.METACOPY and not _is_metacopy(value):
+        elif mark == markers.METACOPY and not markers.is_metacopy(value):
             words = "the mark of a copy of metadata is damaged; copy the file anew"
             yield self._found("corrupt mark", place, words)
         elif mark == markers.ORIGIN and value and self._finds_origins:
@@ -339,11 +342,6 @@ class _Check:
         elif mark == markers.WHITEOUT and stat.S_ISREG(status.st_mode) and not status.st_size:
             words = "its directory announces no whiteouts; the kernel lists it and finds nothing"
             yield self._found("foreign mark", place, words)
-
-
-def _is_metacopy(value: bytes) -> bool:
-    """Whether that is a metacopy mark's value (ovl_check_metacopy_xattr)."""
-    return not value or (len(value) >= _METACOPY_MIN and not value[0] and value[1] == len(value))
 
 
 def _finds_origins(stack: LayerStack) -> bool:

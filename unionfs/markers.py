@@ -88,15 +88,19 @@ def of_directory(prefix: str, layer_fd: int, path: str) -> Marks:
         value = system.get_xattr(layer_fd, path, prefix + OPAQUE)
         opaque, xwhiteouts = value == YES, value == XWHITEOUTS
     if prefix + REDIRECT in names:
-        redirect = _redirect(system.get_xattr(layer_fd, path, prefix + REDIRECT), path)
+        redirect = redirect_of(prefix, layer_fd, path)
     if _FUSE_OVERLAYFS + OPAQUE in names:
         opaque = opaque or system.get_xattr(layer_fd, path, _FUSE_OVERLAYFS + OPAQUE) == YES
     opaque = opaque or system.exists(layer_fd, f"{path}/{AUFS_OPAQUE}".lstrip("/"))
     return Marks(opaque, xwhiteouts, redirect, prefix + IMPURE in names)
 
 
-def _redirect(value: bytes | None, path: str) -> str | None:
-    """A redirect; as the kernel, none that could lead elsewhere (ovl_get_redirect_xattr)."""
+def redirect_of(prefix: str, layer_fd: int, path: str) -> str | None:
+    """The redirect of a directory, or of a file that is a copy of metadata alone.
+
+    Raises OSError EINVAL for one that could lead elsewhere (ovl_get_redirect_xattr).
+    """
+    value = system.get_xattr(layer_fd, path, prefix + REDIRECT)
     if not value:
         return None
     text = os.fsdecode(value)
@@ -128,19 +132,34 @@ def has_xwhiteouts(prefix: str, layer_fd: int, directory: str) -> bool:
 
 _BLOCK: Final = 512
 _ATTRIBUTE_BLOCKS: Final = 8
+_METACOPY_MIN: Final = 4
 
 
-def lacks_data(prefix: str, layer_fd: int, path: str, status: os.stat_result) -> bool:
+def lacks_data(
+    prefix: str, layer_fd: int, path: str, status: os.stat_result, *, sure: bool = False
+) -> bool:
     """Whether the regular file at path is a copy of metadata alone, whose data lies below.
 
-    Such a file has no blocks but one for attributes, so only few are asked for the mark.
+    Such a file has no blocks but one for attributes, so only few are asked for the mark. sure: ask
+    all the same, for one that was getting its data when its writer died may have blocks.
+
+    Raises OSError EIO for a mark that is cut short (ovl_check_metacopy_xattr).
     """
     few = status.st_blocks <= _ATTRIBUTE_BLOCKS or status.st_blocks * _BLOCK < status.st_size
-    return (
-        few
-        and status.st_size > 0
-        and system.get_xattr(layer_fd, path, prefix + METACOPY) is not None
-    )
+    if not (few or sure):
+        return False
+    value = system.get_xattr(layer_fd, path, prefix + METACOPY)
+    if value and len(value) < _METACOPY_MIN:
+        raise OSError(errno.EIO, "its metacopy mark is damaged; copy the file anew", path)
+    return value is not None
+
+
+def is_metacopy(value: bytes) -> bool:
+    """Whether that is a metacopy mark's value: none, or a header and the data's fs-verity digest.
+
+    The header is version, length, flags, the digest's algorithm (struct ovl_metacopy).
+    """
+    return not value or (len(value) >= _METACOPY_MIN and not value[0] and value[1] == len(value))
 
 
 def hidden_by_aufs(layer_fd: int, directory: str, name: str) -> bool:

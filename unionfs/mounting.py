@@ -332,9 +332,14 @@ def _table() -> Iterator[ActiveMount]:
             work=values.get("workdir"),
             options=MountOptions(
                 userxattr="userxattr" in values,
-                index=None if "index" not in values else values["index"] == "on",
+                index=_switch(values.get("index")),
+                metacopy=_switch(values.get("metacopy")),
             ),
         )
+
+
+def _switch(value: str | None) -> bool | None:
+    return None if value is None else value == "on"
 
 
 def _with_layers(active: ActiveMount, command: Command) -> ActiveMount:

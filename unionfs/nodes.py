@@ -109,8 +109,8 @@ class Nodes:
             stamp = self._stamp(join(directory.path, name))
         node = lookup(self._stack, directory, name)
         self._known[key] = node
-        if node is not None and node.index is not None:
-            self._passing.append(key)  # a copy-up of its other names changes it
+        if node is not None and (node.index is not None or node.data is not None):
+            self._passing.append(key)  # a copy-up by another of its names changes it
         if node is not None and self._shared:
             self._meet(node, stamp)
         return node
@@ -155,7 +155,7 @@ class Nodes:
         Merged directories have one link: their subdirectories are not counted, which find(1)
         understands (ovl_getattr, fs/overlayfs/inode.c).
         """
-        found = resolve.top(self._stack, node).status()
+        found = resolve.status(self._stack, node)
         numbers = self._stack.numbers
         links = found.st_nlink
         if node.is_merged:

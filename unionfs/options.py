@@ -141,11 +141,11 @@ class MountOptions:
         "Keep hard links of lower files linked when they are copied up. Not asked for: as the "
         "kernel's overlay module has it. `off` where layers have no file handles.",
     )
-    metacopy: bool = _option(
-        False,
+    metacopy: bool | None = _option(
+        None,
         _ON_OFF,
-        "Copy up a file's metadata alone where its data does not change.",
-        fuse=False,
+        "Copy up a file's metadata alone where its data does not change; needs `redirect_dir=on` "
+        "and no `userxattr`. Not asked for: as the kernel's overlay module has it.",
     )
     userxattr: bool | None = _option(
         None,
@@ -237,15 +237,20 @@ class MountOptions:
     debug: bool = _option(False, _FLAG, "Log every request; implies `-f`.", kernel=False)
 
     def decided(self, *, trusted: bool) -> MountOptions:
-        """With what depends on privilege and the kernel settled: userxattr, redirect_dir, index.
+        """With what depends on privilege, the kernel and other options settled.
+
+        That is userxattr, redirect_dir, index and metacopy.
 
         trusted: whether `trusted.` attributes can be set where the upper layer lies.
         """
         userxattr = not trusted if self.userxattr is None else self.userxattr
         redirect_dir = self.redirect_dir or ("off" if userxattr else "on")
         index = _module_has("index") if self.index is None else self.index
+        metacopy = self.metacopy
+        if metacopy is None:
+            metacopy = redirect_dir == "on" and not userxattr and _module_has("metacopy")
         return dataclasses.replace(
-            self, userxattr=userxattr, redirect_dir=redirect_dir, index=index
+            self, userxattr=userxattr, redirect_dir=redirect_dir, index=index, metacopy=metacopy
         )
 
     def not_by(self, backend: Literal["overlayfs", "fuse"]) -> list[str]:

@@ -62,12 +62,12 @@ class Place:
             return known.marks(self.path)
         return markers.of_directory(prefix, self.layer.fd, self.path)
 
-    def lacks_data(self, prefix: str, status: os.stat_result) -> bool:
-        """Whether a regular file is a copy of metadata alone."""
+    def lacks_data(self, prefix: str, status: os.stat_result, *, sure: bool) -> bool:
+        """Whether a regular file is a copy of metadata alone; sure: as for `markers`."""
         known = self.layer.known
         if known:
             return known.lacks_data(self.path)
-        return markers.lacks_data(prefix, self.layer.fd, self.path, status)
+        return markers.lacks_data(prefix, self.layer.fd, self.path, status, sure=sure)
 
 
 def join(directory: str, name: str) -> str:

@@ -41,12 +41,15 @@ class Node:
     file: the layer's file whose number it has, its origin.
     redirect, opaque, impure: the marks of its directory in upper.
     origin: whether its file in upper is a copy that tells where it came from.
+    data: where the data of a file lies whose own copy is of metadata alone; None where it has its
+        data itself. With it, `lower` has the file that is copied or would be.
     index: the name in the index that its copy has or will have, for it has several names below;
         where upper is true it answers there, and upper need not hold each of its names.
     """
 
     __slots__ = (
         "__weakref__",
+        "data",
         "file",
         "impure",
         "index",
@@ -71,6 +74,7 @@ class Node:
         marks: markers.Marks = markers.Marks(),  # noqa: B008 - frozen
         origin: bool = False,
         index: str | None = None,
+        data: Place | None = None,
     ) -> None:
         self.is_root = not names
         self.names = names
@@ -83,6 +87,7 @@ class Node:
         self.impure = marks.impure
         self.origin = origin
         self.index = index
+        self.data = data
 
     @property
     def is_dir(self) -> bool:
@@ -119,6 +124,20 @@ def top(stack: LayerStack, node: Node) -> Place:
     return _in_upper(stack, node) if node.upper else node.lower[0]
 
 
+def data(stack: LayerStack, node: Node) -> Place:
+    """The place that has a regular file's data."""
+    return node.data or top(stack, node)
+
+
+def status(stack: LayerStack, node: Node) -> os.stat_result:
+    """That of a node's file in its layer: metadata of the top, as many blocks as the data has."""
+    found = top(stack, node).status()
+    if node.data is None:
+        return found
+    more = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+    return os.stat_result(found[:10], more | {"st_blocks": node.data.status().st_blocks})
+
+
 def _in_upper(stack: LayerStack, node: Node) -> Place:
     if node.index is not None and stack.index is not None:
         return Place(stack.index, node.index)
@@ -142,8 +161,10 @@ def lookup(stack: LayerStack, parent: Node, name: str, *, indexed: bool = True) 
 
     indexed: False to see the lower layers as they are without upper.
 
-    Raises PermissionError for a redirect that the stack's options forbid to follow, OSError EINVAL
-    for a corrupt one, and what lstat(2) raises.
+    Raises PermissionError for a redirect, or a copy of metadata alone, that the stack's options
+    forbid to follow; OSError EINVAL for a corrupt redirect, EIO for a copy of metadata alone
+    without data below, ESTALE for one that is not of the file that the index says; and what
+    lstat(2) raises.
     """
     found = _search(stack, places(stack, parent), _holding(stack, parent, name), name)
     if not found:
@@ -156,36 +177,70 @@ def lookup(stack: LayerStack, parent: Node, name: str, *, indexed: bool = True) 
         lower = found.places[1:] if upper else found.places
         file = found.lower_file or file_id(status)
         return Node(names, kind, file, upper=upper, lower=lower, marks=found.marks)
-    file = file_id(status)
-    if not upper:
-        entry = index.name_of(stack, place.layer.fd, place.path, status) if indexed else None
-        copied = entry is not None and index.find(stack, entry, kind) is not None
-        lower = () if copied else (place,)
-        return Node(names, kind, file, upper=copied, lower=lower, origin=copied, index=entry)
-    if not (parent.lower or parent.impure):
-        return Node(names, kind, file, upper=True)
-    mark = system.get_xattr(place.layer.fd, place.path, stack.prefix + markers.ORIGIN)
+    node = Node(names, kind, file_id(status), upper=upper, lower=found.places, data=found.data)
+    if upper:
+        node.lower = found.places[1:]
+        _find_origin(stack, node, place)
+    elif indexed:
+        _find_copy(stack, node, place, status)
+    return node
+
+
+def _find_copy(stack: LayerStack, node: Node, place: Place, status: os.stat_result) -> None:
+    """Let the index answer for a lower file of several names that has a copy there."""
+    node.index = index.name_of(stack, place.layer.fd, place.path, status)
+    copied = index.find(stack, node.index, node.kind) if node.index is not None else None
+    if copied is None:
+        return
+    node.upper = node.origin = True
+    copy = top(stack, node)
+    if _lacks_data(stack, copy, copied):
+        node.data = node.data or place
+        node.redirect = markers.redirect_of(stack.prefix, copy.layer.fd, copy.path)
+    else:
+        node.lower, node.data = (), None
+
+
+def _find_origin(stack: LayerStack, node: Node, place: Place) -> None:
+    """Tell a file of upper by the lower one that it was copied up from, if it was."""
+    prefix, fd, path = stack.prefix, place.layer.fd, place.path
+    parent = node.names[0][0]
+    if not (parent.lower or parent.impure or node.data):
+        return
+    mark = system.get_xattr(fd, path, prefix + markers.ORIGIN)
     origin = stack.numbers.origin(mark) if mark else None
-    if mark is None or origin is None or stat.S_IFMT(origin.st_mode) != kind:
-        return Node(names, kind, file, upper=True)
-    entry = mark.hex() if stack.indexes and origin.st_nlink > 1 else None
-    copy = index.find(stack, entry, kind) if entry is not None else None
-    if copy is None or file_id(copy) != file:
-        entry = None
+    if origin is not None and stat.S_IFMT(origin.st_mode) != node.kind:
+        origin = None
+    if node.data is not None:
+        node.redirect = markers.redirect_of(prefix, fd, path)
+        below = node.lower[0].status()
+        if stack.indexes and origin is not None and file_id(origin) != file_id(below):
+            message = "the file below is not the one that it was copied up from"
+            raise OSError(errno.ESTALE, message, path)
+        origin = below
+    if origin is None:
+        return
+    if mark and stack.indexes and origin.st_nlink > 1:
+        copy = index.find(stack, mark.hex(), node.kind)
+        if copy is not None and file_id(copy) == node.file:
+            node.index = mark.hex()
     # Links of a lower file may have been copied up one by one: each is a file of its own then.
-    if entry is not None or origin.st_nlink == 1:
-        file = file_id(origin)
-    return Node(names, kind, file, upper=True, origin=True, index=entry)
+    if node.index is not None or origin.st_nlink == 1:
+        node.file, node.origin = file_id(origin), True
 
 
 @dataclass(slots=True)
 class _Found:
-    """The places that answer, the topmost one's status, and the marks of it if it is in upper."""
+    """The places that answer, the topmost one's status, and the marks of it if it is in upper.
+
+    data: for a copy of metadata alone, the place of the data.
+    """
 
     places: tuple[Place, ...]
     status: os.stat_result
     lower_file: FileId | None
     marks: markers.Marks
+    data: Place | None
 
 
 _Holder = tuple[Place, int, os.stat_result | None]
@@ -240,13 +295,16 @@ def _search(
     status: os.stat_result | None = None
     lower_file: FileId | None = None
     upper_marks = markers.Marks()
+    data: Place | None = None
     while held := next(holding, None):
         place, kind, here = held
         if kind != stat.S_IFDIR:
             if not answering:
                 status = here or place.status()
-                _check_data(stack, place, status)
                 answering = [place]
+                if kind == stat.S_IFREG and _lacks_data(stack, place, status):
+                    below, data = _with_data(stack, place, directories, name)
+                    answering += [below] if place.layer.writable else []
             break
         answering.append(place)
         if status is None:
@@ -263,14 +321,36 @@ def _search(
         if marks.redirect is not None:
             directories, target = _redirected(stack, place, directories, marks.redirect)
             holding = _ask(stack, directories, target)
-    return _Found(tuple(answering), status, lower_file, upper_marks) if status else None
+    return _Found(tuple(answering), status, lower_file, upper_marks, data) if status else None
 
 
-def _check_data(stack: LayerStack, place: Place, status: os.stat_result) -> None:
-    """PermissionError for a file without its data, as from the kernel with metacopy=off."""
-    if stat.S_ISREG(status.st_mode) and place.lacks_data(stack.prefix, status):
-        message = "a copy of metadata alone; mount by overlayfs with metacopy=on"
+def _lacks_data(stack: LayerStack, place: Place, status: os.stat_result) -> bool:
+    return place.lacks_data(stack.prefix, status, sure=stack.metacopy)
+
+
+def _with_data(
+    stack: LayerStack, place: Place, directories: Sequence[Place], name: str
+) -> tuple[Place, Place]:
+    """The file below a copy of metadata alone, and the one further below that has the data.
+
+    directories: where place was found, by that name.
+    """
+    if not stack.metacopy:
+        message = "a copy of metadata alone; use the option metacopy=on"
         raise PermissionError(errno.EPERM, message, place.path)
+    below: Place | None = None
+    while True:
+        redirect = markers.redirect_of(stack.prefix, place.layer.fd, place.path)
+        if redirect is not None:
+            directories, name = _redirected(stack, place, directories, redirect)
+        directories = [each for each in directories if each.layer.index > place.layer.index]
+        place, kind, status = next(_ask(stack, directories, name), (place, 0, None))
+        if kind != stat.S_IFREG or status is None:
+            message = "a copy of metadata alone, and no layer below has the data; remove it"
+            raise OSError(errno.EIO, message, place.path)
+        below = below or place
+        if not _lacks_data(stack, place, status):
+            return below, place
 
 
 def _hidden_by_aufs(directory: Place, name: str) -> bool:

@@ -49,6 +49,7 @@ class LayerStack:
     indexes: whether hard links of lower files stay linked (option `index`); as in the kernel, not
         so where files cannot be found by their handles. index: the directory that is for that, as
         a layer; None before the first claim made it.
+    metacopy: whether a copy-up may copy metadata alone, and such copies are followed.
     numbers: the inode numbers of the union. memory: what directories of the lower layers hold.
     lock: held by whoever reads or changes the union. changes: grows before each change of names
         in upper, and when the claim is given up.
@@ -79,6 +80,11 @@ class LayerStack:
         self.options = options
         decided = options.decided(trusted=markers.trusted_permitted())
         self.prefix = markers.USER if decided.userxattr else markers.TRUSTED
+        self.metacopy = bool(decided.metacopy)
+        follows = decided.redirect_dir == "follow" and upper is None
+        if self.metacopy and (decided.userxattr or not (decided.redirect_dir == "on" or follows)):
+            message = "option metacopy=on needs redirect_dir=on, and excludes userxattr"
+            raise StackError(errno.EINVAL, message, os.fspath(lower[0]))
         self.redirects = decided.redirect_dir == "on"
         self.copies_directories = not self.redirects and options.redirect_dir is None
         self.follows_redirects = decided.redirect_dir in ("on", "follow") or (

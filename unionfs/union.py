@@ -262,6 +262,8 @@ class UnionFS:
 
     def _opened(self, node: Node, flags: int) -> int:
         place = resolve.top(self.stack, node)
+        if not flags & os.O_PATH:
+            place = resolve.data(self.stack, node)
         if node.kind == stat.S_IFLNK:
             flags |= os.O_NOFOLLOW
         if node.is_dir and not flags & os.O_PATH:

@@ -49,7 +49,7 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     """
     writable(stack)
     _check_kind(node, name)
-    copy_up(stack, node)
+    copy_up(stack, node, data=False)
     place = top(stack, node)
     on_disk = markers.on_disk(stack.prefix, name)
     system.set_xattr(place.layer.fd, place.path, on_disk, value, flags)
@@ -62,9 +62,9 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     """
     writable(stack)
     _check_kind(node, name)
-    if not is_in_upper(stack, node):
+    if not is_in_upper(stack, node, data=False):
         get(stack, node, name)
-        copy_up(stack, node)
+        copy_up(stack, node, data=False)
     place = top(stack, node)
     system.remove_xattr(place.layer.fd, place.path, markers.on_disk(stack.prefix, name))
 

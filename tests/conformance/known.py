@@ -12,7 +12,7 @@ from typing import final
 class Known:
     """Scenarios that these doors cannot play as the kernel does, for one reason."""
 
-    scenarios: frozenset[str]
+    scenarios: frozenset[str]  # and with metacopy=on too
     doors: frozenset[str]
     reason: str
 
@@ -27,6 +27,8 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
             {
                 "index-held-open-for-reading",
                 "index-held-open",
+                "metacopy-held-open",
+                "metacopy-held-open,index=on",
                 "open-copied-up-meanwhile-lower",
                 "open-directory-descriptors",
                 "open-read-only-attributes",

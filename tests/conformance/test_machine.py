@@ -299,12 +299,12 @@ def machine(door: str, options: str, remounts: tuple[str, ...] = ()) -> Any:
     """The machine that begins at a door."""
     made: Any = type(f"Machine_{door}_{options}", (Machine,), {"options": options})
     made.opener = staticmethod(DOORS[door])
-    made.names_matter = not (options and door.startswith("fuse"))
+    made.names_matter = not ("index" in options and door.startswith("fuse"))
     made.remounts = remounts
     return made
 
 
-@pytest.mark.parametrize("options", ["", "index=on"])
+@pytest.mark.parametrize("options", ["", "index=on", "metacopy=on"])
 @pytest.mark.parametrize("door", DOORS)
 def test_random_operations(door: str, options: str) -> None:
     """Whatever is done, in whatever order, the door and the kernel agree."""

@@ -127,7 +127,7 @@ def test_what_depends_on_privilege_is_decided_together() -> None:
     trusted, user = (MountOptions().decided(trusted=trusted) for trusted in (True, False))
     assert (trusted.userxattr, trusted.redirect_dir) == (False, "on")
     assert (user.userxattr, user.redirect_dir) == (True, "off")
-    asked = MountOptions(userxattr=True, redirect_dir="on", index=True)
+    asked = MountOptions(userxattr=True, redirect_dir="on", index=True, metacopy=False)
     assert asked.decided(trusted=True) == asked
 
 

@@ -176,7 +176,7 @@ def test_directories_are_renamed_by_redirect_where_the_kernel_follows_them(
     ("options", "words"),
     [
         ("userxattr,redirect_dir=on", "conflicting options: userxattr,redirect_dir=on"),
-        ("nfs_export=on,metacopy=on", "conflicting options: nfs_export=on,metacopy=on"),
+        ("userxattr,redirect_dir=follow", "conflicting options: userxattr,redirect_dir=follow"),
     ],
 )
 def test_the_kernel_says_why_it_refuses(folder: Path, options: str, words: str) -> None:

@@ -163,7 +163,7 @@ def _same_content(
 
 def opened(stack: LayerStack, node: Node) -> BinaryIO:
     """A regular file's data, unbuffered."""
-    place = resolve.top(stack, node)
+    place = resolve.data(stack, node)
     fd = system.open_beneath(place.layer.fd, place.path, os.O_RDONLY | os.O_NOFOLLOW)
     return cast(BinaryIO, open(fd, "rb", buffering=0))
 
