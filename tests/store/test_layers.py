@@ -96,3 +96,4 @@ def test_several_who_want_one_layer_unpack_it_once(
         thread.join()
     assert found == [store.layers.unpack(chain)] * 4
     assert len(directories(store)) == 2
+    assert os.listdir(f"{store.root}/ingest") == []

@@ -84,7 +84,10 @@ class Layers:
         draft = self._folders.ingest(f"layer-{name.replace(':', '-')}")
         os.makedirs(draft, mode=0o711, exist_ok=True)
         with claimed(draft, os.O_RDONLY | os.O_DIRECTORY) as held:
-            if held is None or name in self:
+            if held is None:
+                return
+            if name in self:
+                self._folders.discard(draft)
                 return
             for left in os.listdir(held):
                 self._folders.discard(f"{draft}/{left}")
