@@ -46,8 +46,10 @@ sanitize: $(VENV)/ready
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
 
+# In mounts of its own: for as long as another process has copies of them, the kernel mounts no
+# upper with an index again.
 fuzz: $(VENV)/ready
-	$(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
+	unshare --mount $(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
 
 crashes: $(VENV)/ready
 	$(PYTHON) -m pytest -m thorough tests/fuse_mount/test_killed.py
