@@ -44,7 +44,8 @@ sanitize: $(VENV)/ready
 		$(PYTHON) setup.py -q build --build-base build/objects --build-lib $(SANITIZED)
 	cp -r tests $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py
+		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py \
+		tests/fuse_mount/test_requests.py
 
 # In mounts of its own: for as long as another process has copies of them, the kernel mounts no
 # upper with an index again.
