@@ -69,6 +69,16 @@ def test_the_sandbox_changes_nothing(tmp_path: Path, how: tuple[str, ...]) -> No
 
 @needs_root
 @pytest.mark.parametrize("how", [AS_ROOT, AS_USER], ids=["root", "user"])
+def test_a_layer_is_shipped(tmp_path: Path, how: tuple[str, ...]) -> None:
+    (tmp_path / "kept").write_text("precious")
+    shown = run(*how, *python("ship_layer.py", tmp_path, "sh", "-c", "rm kept; echo > new"))
+    assert shown.startswith("sha256:")
+    assert shown.endswith("\ndeleted /kept\nadded /new\n")
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+@needs_root
+@pytest.mark.parametrize("how", [AS_ROOT, AS_USER], ids=["root", "user"])
 def test_a_build_is_replayed_from_where_it_changed(tmp_path: Path, how: tuple[str, ...]) -> None:
     steps = ["mkdir etc; echo one > etc/conf", "rm etc/conf; echo two > etc/other"]
     shown = run(*how, *python("replay_build.py", tmp_path, *steps))

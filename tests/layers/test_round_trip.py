@@ -40,7 +40,7 @@ from tests.tree import (
     there,
     whiteout,
 )
-from unionfs import LayerStack, UnionFS, markers, mount
+from unionfs import LayerStack, MountOptions, UnionFS, markers, mount
 from unionfs.layers import Compression, apply_layer, write_layer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -203,6 +203,33 @@ def test_a_name_more_for_a_file_below_stays_one_file(tmp_path: Path) -> None:
     blob = io.BytesIO(archive(*layers))
     apply_layer(blob, tmp_path / "again", prefix=markers.TRUSTED, below=layers[1:])
     assert (tmp_path / "again/a").samefile(tmp_path / "again/b")
+
+
+def test_redirects_and_copies_of_metadata_are_resolved(tmp_path: Path) -> None:
+    """What the kernel leaves of a renamed directory and a changed mode is whole in the layer."""
+    build(str(tmp_path / "base"), {"dir/a": file(b"a"), "dir/b": file(b"b"), "file": file(b"f")})
+    for name in ("upper", "work", "union"):
+        (tmp_path / name).mkdir()
+    options = MountOptions(redirect_dir="on", metacopy=True)
+    base, upper = tmp_path / "base", tmp_path / "upper"
+    with (
+        LayerStack([base], upper, tmp_path / "work", options=options) as stack,
+        mount(stack, tmp_path / "union", "overlayfs"),
+    ):
+        os.rename(tmp_path / "union/dir", tmp_path / "union/moved")
+        os.chmod(tmp_path / "union/moved/a", 0o600)
+        os.chown(tmp_path / "union/file", 5, 6)
+        before = comparable(snapshot(Folder(str(tmp_path / "union"))))
+    assert {MARKS + "metacopy"} <= {*os.listxattr(upper / "file")}
+    out = io.BytesIO()
+    with LayerStack([upper, base], options=options) as stack:
+        write_layer(stack, out)
+    out.seek(0)
+    apply_layer(out, tmp_path / "again", prefix=MARKS, below=[base])
+    after = shown(tmp_path / "again", base)
+    del before["."], after["."]  # the root's own time is no change
+    assert differences(before, after) == []
+    assert (tmp_path / "again/file").read_bytes() == b"f"
 
 
 def test_a_socket_hides_the_file_that_it_replaced(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def _same_content(
         return after.st_rdev == before.st_rdev
     if after.st_size != before.st_size:
         return False
+    if resolve.data(stack, node) == resolve.data(stack, node_before):
+        return True
     with opened(stack, node) as data, opened(stack, node_before) as data_before:
         while (chunk := data.read(_CHUNK)) == data_before.read(_CHUNK):
             if not chunk:
