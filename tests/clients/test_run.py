@@ -38,8 +38,9 @@ def test_an_image_of_podman_runs_here(client: Client, archive: Path) -> None:
     client.run(client.program, "umount", store, "mine")
 
     client.run(client.program, "run", store, "--detach", "--name=behind", OWNED, "sleep", "1000")
-    with pytest.raises(CommandFailed, match="it runs; remove it by force"):
-        client.run(client.program, "remove", store, "behind")
+    for action in ("remove", "mount"):
+        with pytest.raises(CommandFailed, match="it runs; remove it by force"):
+            client.run(client.program, action, store, "behind")
     client.run(client.program, "remove", store, "--force", "behind")
 
     client.run(client.program, "commit", store, "mine", "localhost/changed")

@@ -109,6 +109,17 @@ def test_a_signal_reaches_the_container(store: Store, runtime: str) -> None:
     assert Containers(store).list() == []
 
 
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_container_that_is_killed(store: Store, runtime: str) -> None:
+    arguments = [*command(store, runtime), "--name", "mine", "box"]
+    script = "echo ready; exec sleep 1000"
+    with subprocess.Popen([*arguments, "sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        pid = int(Path(f"{store.root}/containers/mine/pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        assert process.wait() == 128 + signal.SIGKILL
+
+
 @pytest.mark.parametrize("run", ["runc"], indirect=True)
 def test_detached(run: Run, store: Store, tmp_path: Path) -> None:
     fifo = tmp_path / "shared/told"

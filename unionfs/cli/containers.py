@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shlex
 import sys
@@ -14,9 +13,9 @@ import click
 from unionfs.cli.output import complain, describe, json_option, print_columns, print_json
 from unionfs.cli.store import moment
 from unionfs.cli.storing import store_option
-from unionfs.containers import Container, Containers
+from unionfs.containers import Containers
 from unionfs.containers.bundle import RunOptions, Volume
-from unionfs.containers.runtime import Runtime, State
+from unionfs.containers.runtime import Runtime, State, end, ran
 from unionfs.store import Store
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -53,8 +52,7 @@ def create_command(store: Store, name: str | None, as_json: bool, image: str) ->
 @json_option
 def containers_command(store: Store, as_json: bool) -> None:
     """List the containers of the store."""
-    containers = Containers(store)
-    found = [(container, _state(store, containers, container)) for container in containers.list()]
+    found = [(each, _state(store, each.name)) for each in Containers(store).list()]
     if as_json:
         print_json([dataclasses.asdict(container) | {"state": state} for container, state in found])
         return
@@ -71,16 +69,9 @@ def containers_command(store: Store, as_json: bool) -> None:
     print_columns(rows, heading=("NAME", "IMAGE", "CREATED", "STATE", "MOUNTED"))
 
 
-def _state(store: Store, containers: Containers, container: Container) -> State | None:
+def _state(store: Store, name: str) -> State | None:
     """What a container does; None where no runtime knows it."""
-    if not _ran(containers, container.name):
-        return None
-    return Runtime.find(store).state(container.name)
-
-
-def _ran(containers: Containers, name: str) -> bool:
-    """Whether a container was ever run."""
-    return os.path.exists(f"{containers.folder(name)}/config.json")
+    return Runtime.find(store).state(name) if ran(store, name) else None
 
 
 @click.command("commit")
@@ -111,8 +102,7 @@ def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
     for name in names:
         try:
             containers = Containers(store)
-            if _ran(containers, containers.get(name).name):
-                Runtime.find(store).end(name, force=force)
+            end(store, containers.get(name).name, force=force)
             containers.remove(name, force=force)
         except OSError as error:
             complain(describe(error))

@@ -94,6 +94,7 @@ def _container(
 ) -> tuple[LayerStack, str]:
     """A container's layers, and where to mount it."""
     from unionfs.containers import Containers
+    from unionfs.containers.runtime import end
     from unionfs.store import NotFound, Store
 
     root = directory or default_store()
@@ -102,6 +103,7 @@ def _container(
             raise NotFound("no such store", root)
         store = block.enter_context(Store(root))
         target = Containers(store).mountable(name, place)
+        end(store, name)  # it may run in a mount namespace that we do not see
     except NotFound:
         message = "no such container; name one, or at least one lower layer by --lower"
         raise OSError(errno.ENOENT, message, name) from None

@@ -94,8 +94,12 @@ class Runtime:
     def _bundle(self, name: str) -> str:
         return f"--bundle={Containers(self.store).folder(name)}"
 
+    def _pid_file(self, name: str) -> str:
+        return f"--pid-file={Containers(self.store).folder(name)}/pid"
+
     def _wait(self, name: str, options: RunOptions) -> int:
-        command = self._command("run", name, self._bundle(name), limited=options.limited)
+        arguments = (self._bundle(name), self._pid_file(name))
+        command = self._command("run", name, *arguments, limited=options.limited)
         with subprocess.Popen(command) as process, _forwarding(process):
             status = process.wait()
         self.end(name, force=True)
@@ -103,7 +107,7 @@ class Runtime:
 
     def _detach(self, name: str, options: RunOptions) -> int:
         folder = Containers(self.store).folder(name)
-        arguments = ("--detach", self._bundle(name), f"--pid-file={folder}/pid")
+        arguments = ("--detach", self._bundle(name), self._pid_file(name))
         command = self._command("run", name, *arguments, limited=options.limited)
         with open(f"{folder}/log", "ab") as log:
             # the log is the container's too: what the runtime says of a failure is at its end
@@ -133,6 +137,17 @@ class Runtime:
         if not force and self.state(name) in ("created", "running", "paused"):
             raise FailedPrecondition("it runs; remove it by force to end it", name)
         subprocess.run(self._command("delete", name, "--force"), capture_output=True, check=False)
+
+
+def ran(store: Store, name: str) -> bool:
+    """Whether a container was ever run."""
+    return os.path.exists(f"{Containers(store).folder(name)}/config.json")
+
+
+def end(store: Store, name: str, *, force: bool = False) -> None:
+    """`Runtime.end`, where a container was ever run."""
+    if ran(store, name):
+        Runtime.find(store).end(name, force=force)
 
 
 @contextmanager
