@@ -26,7 +26,7 @@ from tests.tree import (
     there,
     whiteout,
 )
-from unionfs import LayerStack, UnionFS
+from unionfs import LayerStack, UnionFS, fsck
 
 LOWER: Tree = {
     "file": file(b"lower file", 0o640, 1, 2, {"user.mine": b"value"}),
@@ -140,8 +140,10 @@ def shown(layers: Layers) -> dict[str, object]:
 
 
 def shown_by_all(layers: Layers) -> dict[str, object]:
-    """By the kernel and the library; what was left in work is gone with the next writer."""
+    """By the kernel and the library. Nothing is left but in work, and that until the next writer."""
     with LayerStack(layers.lower, layers.upper, layers.work) as stack:
+        faults = {found.kind for found in fsck.check(stack)}
+        assert faults <= {"leftover"}, faults
         tree = seen(UnionFS(stack))
         stack.claim()
         assert os.listdir(f"{layers.work}/work") == []
