@@ -140,7 +140,7 @@ def shown(layers: Layers) -> dict[str, object]:
 
 
 def shown_by_all(layers: Layers) -> dict[str, object]:
-    """By the kernel and the library. Nothing is left but in work, and that until the next writer."""
+    """By the kernel and the library. Nothing is left but in work, until the next writer."""
     with LayerStack(layers.lower, layers.upper, layers.work) as stack:
         faults = {found.kind for found in fsck.check(stack)}
         assert faults <= {"leftover"}, faults
