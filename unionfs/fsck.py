@@ -28,7 +28,7 @@ from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat
 from unionfs.resolve import Node
 from unionfs.stack import LayerStack
-from unionfs.workdir import hold
+from unionfs.workdir import INCOMPATIBLE, hold
 
 Kind = Literal[
     "stray whiteout",
@@ -92,12 +92,14 @@ def _check_work(work: str, repair: bool) -> Iterator[Finding]:
     inner = os.path.join(work, "work")
     for name in _listed(inner):
         path = os.path.join(inner, name)
+        if path == os.path.join(work, INCOMPATIBLE):
+            continue
         status = os.lstat(path)
         if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
             continue  # the whiteout that the kernel keeps, to link from
         words = "was being made when its writer died"
         yield _reported("leftover", path, words, ("remove it", partial(_remove, path)), repair)
-    volatile = os.path.join(work, "incompat", "volatile")
+    volatile = os.path.join(work, INCOMPATIBLE, "volatile")
     if os.path.lexists(volatile):
         words = "was mounted volatile and may lack data after a crash; remove this if none occurred"
         yield Finding("volatile", volatile, words)

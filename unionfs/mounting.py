@@ -130,9 +130,8 @@ def mount(
     Raises MountError, and StackError where upper or work is in use; then nothing is mounted.
     """
     place = check_target(target)
-    if stack.upper is not None and not stack.options.ro:
-        stack.claim()  # nobody else's, and from now on the mount's
-        stack.release()
+    if not stack.options.ro:
+        stack.check_claim()
     if backend == "fuse":
         return _mount_fuse(stack, place, "it was asked for")
     needs_fuse = stack.options.not_by("overlayfs")

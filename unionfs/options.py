@@ -155,7 +155,10 @@ class MountOptions:
         opposite="nouserxattr",
     )
     volatile: bool = _option(
-        False, _FLAG, "Never sync: faster, and the upper is lost if the machine crashes."
+        False,
+        _FLAG,
+        "Never sync: faster, and the upper is lost if the machine crashes. No mount takes it again "
+        "until `work/incompat/volatile` in the work directory is removed.",
     )
     nfs_export: bool = _option(
         False, _ON_OFF, "File handles that outlive the mount, for NFS.", fuse=False

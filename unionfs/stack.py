@@ -167,7 +167,9 @@ class LayerStack:
                 if self.upper is None or self.work is None:
                     raise StackError(errno.EROFS, os.strerror(errno.EROFS))
                 with _as_stack_error():
-                    workdir = WorkDir(self.work, self.upper.path, self.prefix)
+                    workdir = WorkDir(
+                        self.work, self.upper.path, self.prefix, volatile=self.options.volatile
+                    )
                     try:
                         if self.indexes:
                             self._prepare_index(workdir)
@@ -176,6 +178,15 @@ class LayerStack:
                         raise
                     self._workdir = workdir
             return self._workdir
+
+    def check_claim(self) -> None:
+        """Raise what `claim` would raise where another union uses upper or work, or none can.
+
+        Nothing is kept from being claimed by someone else afterwards.
+        """
+        if self.upper is not None and self.work is not None:
+            with _as_stack_error():
+                WorkDir(self.work, self.upper.path, self.prefix).close()
 
     def _prepare_index(self, workdir: WorkDir) -> None:
         if self.index is None:

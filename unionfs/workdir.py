@@ -23,8 +23,11 @@ from typing import Final, final
 
 from unionfs import markers, system
 
-MEMBERS: Final = frozenset({"work", "index", "incompat"})
+MEMBERS: Final = frozenset({"work", "index"})
 """What an overlay mount leaves in a work directory."""
+INCOMPATIBLE: Final = "work/incompat"
+"""There each feature has a directory with which no later mount may use upper."""
+_VOLATILE: Final = f"{INCOMPATIBLE}/volatile"
 
 
 @final
@@ -34,11 +37,14 @@ class WorkDir:
     fd: the directory `work/` in the work directory, empty at first.
     """
 
-    def __init__(self, work: str, upper: str, prefix: str) -> None:
+    def __init__(self, work: str, upper: str, prefix: str, *, volatile: bool = False) -> None:
         """Claim work for upper, whose marks are attributes with that prefix.
 
-        Raises OSError: EBUSY where another union uses either, EOPNOTSUPP where the filesystem keeps
-        no such attributes, and what making files in work raises.
+        volatile: nothing will be synced, so keep everyone from claiming it again.
+
+        Raises OSError: EBUSY where another union uses either, EINVAL where one was volatile,
+        EOPNOTSUPP where the filesystem keeps no such attributes, and what making files in work
+        raises.
         """
         self._names = itertools.count(1)
         self._path = work
@@ -48,6 +54,7 @@ class WorkDir:
             parent = _opened(work, held)
             with contextlib.suppress(FileNotFoundError):
                 os.chmod("work", 0o700, dir_fd=parent)  # the kernel leaves it closed
+                _check_compatible(work)
                 shutil.rmtree("work", dir_fd=parent)
             os.mkdir("work", 0o700, dir_fd=parent)
             self.fd = _opened("work", held, parent)
@@ -56,6 +63,9 @@ class WorkDir:
             except OSError:
                 os.rmdir("work", dir_fd=parent)
                 raise
+            if volatile:
+                os.makedirs(os.path.join(work, _VOLATILE), 0o700)
+                os.close(os.open(os.path.join(work, _VOLATILE, "dirty"), os.O_CREAT, 0))
             self._held = held.pop_all()
 
     def make(self, name: str) -> str:
@@ -122,6 +132,19 @@ def _opened(path: str, held: contextlib.ExitStack, dir_fd: int | None = None) ->
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     held.callback(os.close, fd)
     return fd
+
+
+def _check_compatible(work: str) -> None:
+    """As ovl_workdir_cleanup_recurse, in its words."""
+    directory = os.path.join(work, INCOMPATIBLE)
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod(directory, 0o700)
+        for feature in os.listdir(directory):
+            message = f"overlay with incompat feature {feature!r} cannot be mounted"
+            remedy = (
+                "use a new upper and work; or remove this, if the machine has not crashed since"
+            )
+            raise OSError(errno.EINVAL, f"{message}; {remedy}", f"{directory}/{feature}")
 
 
 def _busy(path: str, message: str) -> OSError:

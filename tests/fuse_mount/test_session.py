@@ -331,6 +331,8 @@ def test_podmans_command_line(union: Union) -> None:
     assert (union.target / "file").read_text() == "lower\n"
     mount_api.umount(str(union.target), lazy=False)
     union.log.unlink()
+    again = union.run([*_PROGRAM, "-o", union.options, "target"])
+    assert "overlay with incompat feature 'volatile' cannot be mounted" in again.stderr
 
     union.mount(options="lowerdir=l:upper")
     assert (union.target / "file").read_text() == "lower\n"

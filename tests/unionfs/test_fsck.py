@@ -234,10 +234,10 @@ def test_a_copy_in_the_index_that_has_no_name(layers: Layers) -> None:
 
 
 def test_a_volatile_mount_that_did_not_end(layers: Layers) -> None:
-    os.makedirs(f"{layers.work}/incompat/volatile")
-    assert found(layers) == [("volatile", "workdir/incompat/volatile")]
+    os.makedirs(f"{layers.work}/work/incompat/volatile")
+    assert found(layers) == [("volatile", "workdir/work/incompat/volatile")]
     check(layers, repair=True)
-    assert os.path.isdir(f"{layers.work}/incompat/volatile")
+    assert os.path.isdir(f"{layers.work}/work/incompat/volatile")
 
 
 @pytest.mark.parametrize("write", ["kernel", "library"])
