@@ -2,6 +2,7 @@
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
 # make bench-layers  its speed at unpacking and making layers beside umoci's, skopeo's and tar's
+# make bench-containers  what containers cost to make and to mount
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make crashes   the library and the mount program, stopped at every step of every change
@@ -17,8 +18,8 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench sanitize fuzz crashes pjdfstest fsx fsstress clients clean
-.PHONY: demo test check-c bench bench-layers sanitize pjdfstest fsx fsstress clients clean
+.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz crashes
+.PHONY: pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -36,6 +37,9 @@ bench: $(VENV)/ready
 
 bench-layers: $(VENV)/ready clients
 	$(PYTHON) -m benchmarks.layers -o build/bench
+
+bench-containers: $(VENV)/ready
+	$(PYTHON) -m benchmarks.containers -o build/bench
 
 # A copy of the package and its tests, so that the extension in use stays as it is.
 sanitize: $(VENV)/ready

@@ -184,7 +184,7 @@ class Containers:
             LayerStack(layers, options=self._store.options) as stack,
             self._store.blobs.writer() as writer,
         ):
-            written = write_layer(stack, cast(BinaryIO, _Into(writer)), clamp=clamp)
+            written = write_layer(stack, cast(BinaryIO, Into(writer)), clamp=clamp)
         return Descriptor(written.media_type, written.digest, written.size), written.diff_id
 
     def commit(self, name: str, reference: str, *, author: str = "", comment: str = "") -> Image:
@@ -212,7 +212,7 @@ class Containers:
 
 
 @final
-class _Into(io.RawIOBase):
+class Into(io.RawIOBase):
     """A blob's writer as a file."""
 
     def __init__(self, writer: Writer) -> None:
