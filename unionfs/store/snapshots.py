@@ -106,7 +106,7 @@ class Snapshots:
         """An active snapshot over a committed one, or over nothing, and how to mount it."""
         with self._catalogue.change() as db:
             number, above = self._create(db, key, "active", parent, labels or {})
-            self.make_directory(number, self._folders.files(above[0]) if above else None)
+            self._make_directory(number, self._folders.files(above[0]) if above else None)
             faults.step("snapshot-made")
         return self.mounts(key)
 
@@ -117,7 +117,7 @@ class Snapshots:
         with self._catalogue.change() as db:
             number, above = self._create(db, key, "view", parent, labels or {})
             if not above:
-                self.make_directory(number, None)
+                self._make_directory(number, None)
         return self.mounts(key)
 
     def _create(
@@ -140,7 +140,7 @@ class Snapshots:
         assert made.lastrowid is not None, "it was inserted"
         return made.lastrowid, [number for number, _ in above]
 
-    def make_directory(self, number: int, like: str | None) -> None:
+    def _make_directory(self, number: int, like: str | None) -> None:
         """An empty directory for a new row, whose root has owner and mode of the directory like."""
         place = self._folders.snapshot(number)
         self._folders.discard(place)  # of a row that a crash undid
