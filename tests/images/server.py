@@ -88,7 +88,8 @@ class Fault:
 
     after: bytes of the answer, or of the request where it has a body, before the connection is cut;
     None for no cut. status: an answer in place of the registry's. flip: a byte of the answer is
-    another one. hold: the answer stops there until the event is set; `held` is set then.
+    another one. whole: as from a server that knows no ranges. hold: the answer stops there until
+    the event is set; `held` is set then.
     """
 
     method: str
@@ -98,6 +99,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     flip: bool = False
+    whole: bool = False
     hold: threading.Event | None = None
     held: threading.Event = field(default_factory=threading.Event)
 
@@ -128,6 +130,7 @@ class Proxy:
         self.faults: list[Fault] = []
         self.exchanges: list[Exchange] = []
         self.asked: list[dict[str, list[str]]] = []
+        self.open: set[socket.socket] = set()
         self.lock = threading.Lock()
 
     def fault(self, method: str, path: str, **what: Any) -> Fault:
@@ -158,6 +161,17 @@ class Proxy:
             finally:
                 server.shutdown()
                 thread.join()
+                self._end()
+
+    def _end(self) -> None:
+        """Let go of everything that a client holds open, and that a fault holds up."""
+        for fault in self.faults:
+            if fault.hold:
+                fault.hold.set()
+        with self.lock:
+            for each in self.open:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -169,6 +183,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._serve()
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
+
+    def setup(self) -> None:
+        super().setup()
+        with self.proxy.lock:
+            self.proxy.open.add(self.connection)
+
+    def finish(self) -> None:
+        with self.proxy.lock:
+            self.proxy.open.discard(self.connection)
+        super().finish()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -252,6 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name != "Authorization"}
         if self.proxy.tokens is None and "Authorization" in self.headers:
             headers["Authorization"] = self.headers["Authorization"]
+        if fault and fault.whole:
+            headers.pop("Range", None)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             upstream.putheader(name, value)

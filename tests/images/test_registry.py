@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.images.server import PASSWORD, USER, Proxy, registry
-from unionfs.images.connection import Connection, Patience, RegistryError
+from unionfs.images.connection import Connection, Patience, RegistryError, _Auth
 from unionfs.images.credentials import Login
 from unionfs.images.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from unionfs.images.reference import Reference
@@ -84,6 +85,39 @@ def test_a_download_that_is_cut_goes_on(proxy: Proxy, tmp_path: Path) -> None:
     assert (first.sent, second.sent, third.sent) == (MIB, 0, MIB)
     assert last.headers["Range"] == f"bytes={2 * MIB}-"
     assert last.sent == MIB
+
+
+def test_a_server_without_ranges_sends_all_again(proxy: Proxy, tmp_path: Path) -> None:
+    path, data, descriptor = blob(tmp_path, 3 * MIB)
+    with repository(proxy) as there:
+        there.send_blob(descriptor, path, lambda _: None)
+        proxy.fault("GET", "blobs", after=MIB)
+        proxy.fault("GET", "blobs", whole=True)
+        assert b"".join(there.blob(descriptor)) == data
+    assert [each.sent for each in proxy.of("GET", "blobs")] == [MIB, 3 * MIB]
+
+
+def test_a_login_does_not_follow_to_another_server(host: str, tmp_path: Path) -> None:
+    proxy, elsewhere = Proxy(host, tokens=True), Proxy(host)
+    path, data, descriptor = blob(tmp_path, MIB)
+    with repository(proxy, "app", LOGIN) as there, elsewhere.running() as other:
+        there.send_blob(descriptor, path, lambda _: None)
+        place = f"http://{other}/v2/app/blobs/{descriptor.digest}"
+        proxy.fault("GET", "blobs", status=307, headers={"Location": place})
+        assert b"".join(there.blob(descriptor)) == data
+    assert "Authorization" in proxy.of("GET", "blobs")[0].headers
+    [followed] = elsewhere.of("GET")
+    assert (followed.sent, "Authorization" in followed.headers) == (MIB, False)
+
+
+def test_a_login_is_not_sent_unencrypted() -> None:
+    """As where somebody in between could read the page of tokens."""
+    root = httpx.URL("https://host.example/v2/")
+    flow = _Auth(root, LOGIN).sync_auth_flow(httpx.Request("GET", root))
+    next(flow)
+    ask = {"WWW-Authenticate": 'Bearer realm="http://host.example/token"'}
+    with pytest.raises(RegistryError, match="unencrypted"):
+        flow.send(httpx.Response(401, headers=ask))
 
 
 def test_an_upload_whose_next_chunk_fails_goes_on(proxy: Proxy, tmp_path: Path) -> None:
@@ -203,9 +237,11 @@ def test_tokens_are_fetched_once_and_anew(host: str, tmp_path: Path, login: Logi
         assert proxy.tokens is not None
         proxy.tokens.clear()  # as if they had expired
         there.send_blob(descriptor, path, lambda _: None, ("other",))
+        proxy.tokens.clear()
+        assert there.has_blob(descriptor.digest)
     asked = [" ".join(query["scope"]) for query in proxy.asked]
     guarded = "repository:guarded:pull,push"
-    assert asked == [guarded, f"{guarded} repository:other:pull"]
+    assert asked == [guarded, *[f"{guarded} repository:other:pull"] * 2]
 
 
 def test_a_token_is_for_all_threads(host: str, tmp_path: Path) -> None:
