@@ -72,23 +72,25 @@ REDIRECTS = ("/../host/folder", "..", ".", "/", "//host", "/way", "way", "/way/d
 
 
 @every_door
-@pytest.mark.parametrize("target", REDIRECTS)
 @pytest.mark.parametrize("upper", [False, True])
-def test_a_redirect_stays_in_the_layers(
-    layers: Layers, name: str, target: str, upper: bool
-) -> None:
+def test_a_redirect_stays_in_the_layers(layers: Layers, name: str, upper: bool) -> None:
     """By a symlink neither: `way` leads to the host's folder."""
     way = {"way": symlink(str(_host(layers) / "folder")), "innocent": file(b"fine")}
     build(layers.lower[2], way)
-    mark = {MARKS + "redirect": os.fsencode(target)}
-    build(layers.upper if upper else layers.lower[0], {"trap": directory(xattrs=mark)})
+    traps = {
+        f"trap{number}": directory(xattrs={MARKS + "redirect": os.fsencode(target)})
+        for number, target in enumerate(REDIRECTS)
+    }
+    build(layers.upper if upper else layers.lower[0], traps)
     with DOORS[name](layers) as door:
         seen = snapshot(door)
-        assert not any(path.startswith("trap/") for path in seen if path != "trap/innocent")
+        shown = {path.partition("/")[2] for path in seen if path.startswith("trap")}
+        assert shown <= {"", "innocent", "way"}, "at most the root, by its own name"
         assert SECRET not in [getattr(what, "content", None) for what in seen.values()]
         assert _read(door, "innocent") == b"fine"
-        with suppress(OSError):
-            os.close(door.os_open("trap/new", os.O_CREAT | os.O_WRONLY))
+        for trap in traps:
+            with suppress(OSError):
+                os.close(door.os_open(f"{trap}/new", os.O_CREAT | os.O_WRONLY))
     assert sorted(os.listdir(_host(layers) / "folder")) == ["secret"]
 
 
