@@ -57,7 +57,7 @@ fuzz: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
 
 crashes: $(VENV)/ready
-	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_killed.py
+	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_cut_short.py
 
 pjdfstest: $(VENV)/ready
 	$(PYTHON) -m tests.suites $@ $(PJDFSTEST)
