@@ -108,7 +108,8 @@ def test_the_shape_that_everybody_writes(store: Store, context: Path) -> None:
 
 
 def test_it_runs(store: Store, context: Path, tmp_path: Path) -> None:
-    (context / "Dockerfile").write_text('FROM box\nENV WHO=world\nCMD echo "hello $WHO"\n')
+    text = 'FROM box\nRUN echo printed\nENV WHO=world\nCMD echo "hello $WHO"\n'
+    (context / "Dockerfile").write_text(text)
 
     def unionmount(*arguments: str) -> str:
         command = [*COMMAND, *arguments]
@@ -280,7 +281,10 @@ def test_equal_builds_give_equal_images(store: Store, context: Path) -> None:
         for _ in range(2)
     ]
     assert images[0].target == images[1].target
+    again = [build(store, context, f"{text}LABEL a=b\nCMD c\n") for _ in range(2)]
+    assert again[0].target == again[1].target, "no step was done again"
     assert images[0].config.created == "2001-09-09T01:46:40Z"
+    assert again[0].config.created > "2001-09-10"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, final
 
 from unionfs.build import dockerfile
-from unionfs.build.cache import Cache, key_of
+from unionfs.build.cache import Cache, Made, key_of
 from unionfs.build.copying import Owner, Source, Target
 from unionfs.build.dockerfile import BuildError, Instruction, expanded
 from unionfs.build.ignore import Ignore
@@ -44,6 +44,7 @@ from unionfs.union import UnionFS
 
 SCRATCH: Final = "scratch"
 """The name of the image that has nothing."""
+_STANDARD_ERROR: Final = 2
 _CONTAINER: Final = "build"
 _URLS: Final = ("http://", "https://", "ftp://", "git://", "git@")
 _NOTHING: Final = Ignore(())
@@ -62,6 +63,7 @@ class BuildOptions:
 
     cached: whether steps are taken from earlier builds. network: of RUN. runtime: its program.
     clamp: no file's time, and not the image's, is later than that; seconds since 1970.
+    output: the descriptor that what RUN prints goes to.
     """
 
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class BuildOptions:
     network: Literal["none", "host"] = "none"
     runtime: str | None = None
     clamp: int | None = None
+    output: int = _STANDARD_ERROR
 
 
 @final
@@ -308,7 +311,7 @@ class _Builder:
 
     def _carry_out(self, state: _State, one: Instruction, number: int) -> bool:
         """Carry out an instruction; whether its layer was known."""
-        made: tuple[Descriptor, str] | None = None
+        made: Made | None = None
         cached = False
         if one.name == "ARG":
             self._declare(state.arguments, one, state.variables)
@@ -326,9 +329,11 @@ class _Builder:
             made, cached = self._run(state, one)
         else:
             made, cached = self._copy(state, one, number)
-        step = History(created=self._now(), created_by=str(one), author=state.config.author)
-        state.config = state.config.after(step, made[1] if made else None)
-        state.layers = (*state.layers, *((made[0],) if made else ()))
+        # what makes no layer is as old as the layer below: so the same build gives the same image
+        created = made.created if made else state.config.created
+        step = History(created=created, created_by=str(one), author=state.config.author)
+        state.config = state.config.after(step, made.diff_id if made else None)
+        state.layers = (*state.layers, *((made.layer,) if made else ()))
         return cached
 
     def _now(self) -> str:
@@ -337,7 +342,7 @@ class _Builder:
 
     def _layer(
         self, state: _State, key: Sequence[object], work: Callable[[str], object]
-    ) -> tuple[tuple[Descriptor, str], bool]:
+    ) -> tuple[Made, bool]:
         """The layer that some work in a container makes, and whether it was known.
 
         key: what the layer depends on beside the layers below.
@@ -349,8 +354,9 @@ class _Builder:
         with self._container(state) as container:
             work(container)
             layer, diff_id = self._containers.layer(container, self._options.clamp)
-        self._cache.put(name, layer, diff_id)
-        return (layer, diff_id), False
+        made = Made(layer, diff_id, self._now())
+        self._cache.put(name, made)
+        return made, False
 
     @contextmanager
     def _container(self, state: _State) -> Iterator[str]:
@@ -381,7 +387,7 @@ class _Builder:
         with LayerStack(self._store.layers.stack(chain), options=self._store.options) as stack:
             yield UnionFS(stack)
 
-    def _make_workdir(self, state: _State) -> tuple[tuple[Descriptor, str] | None, bool]:
+    def _make_workdir(self, state: _State) -> tuple[Made | None, bool]:
         path = state.config.settings.working_dir
         with self._image_files(state) as files:
             if files is not None and files.exists(path):
@@ -393,7 +399,7 @@ class _Builder:
 
         return self._layer(state, ("WORKDIR", path), work)
 
-    def _run(self, state: _State, one: Instruction) -> tuple[tuple[Descriptor, str], bool]:
+    def _run(self, state: _State, one: Instruction) -> tuple[Made, bool]:
         settings = state.config.settings
         words = command(settings, one)
         known = environment(settings)
@@ -410,7 +416,8 @@ class _Builder:
         )
 
         def work(container: str) -> None:
-            status = Runtime.find(self._store, self._options.runtime).run(container, options)
+            runtime = Runtime.find(self._store, self._options.runtime)
+            status = runtime.run(container, options, output=self._options.output)
             if status:
                 raise one.error(f"the command ended with {status}: {one.text}")
 
@@ -419,9 +426,7 @@ class _Builder:
         key = ("RUN", words, known, declared, settings.user, settings.working_dir)
         return self._layer(state, key, work)
 
-    def _copy(
-        self, state: _State, one: Instruction, number: int
-    ) -> tuple[tuple[Descriptor, str], bool]:
+    def _copy(self, state: _State, one: Instruction, number: int) -> tuple[Made, bool]:
         """COPY and ADD."""
         variables = state.variables
         *texts, end = words = one.words(variables)

@@ -8,15 +8,25 @@ them the entries.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from typing import final
 
 from unionfs.images.documents import Descriptor
 from unionfs.store import Store
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A step's layer, in the store. created: when it was made, RFC 3339."""
+
+    layer: Descriptor
+    diff_id: str
+    created: str
 
 
 @final
@@ -30,8 +40,8 @@ class Cache:
     def _path(self, key: str) -> str:
         return f"{self._folder}/{key}.json"
 
-    def get(self, key: str) -> tuple[Descriptor, str] | None:
-        """The layer of a step, and its diff ID, where it is known."""
+    def get(self, key: str) -> Made | None:
+        """What a step made, where it is known."""
         try:
             with open(self._path(key)) as file:
                 found = json.load(file)
@@ -41,15 +51,20 @@ class Cache:
         if layer.digest not in self._store.blobs:
             os.unlink(self._path(key))
             return None
-        return layer, found["diff_id"]
+        return Made(layer, found["diff_id"], found["created"])
 
-    def put(self, key: str, layer: Descriptor, diff_id: str) -> None:
-        """Remember a step's layer."""
+    def put(self, key: str, made: Made) -> None:
+        """Remember what a step made."""
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        fields = dataclasses.asdict(layer)
-        kept = {name: fields[name] for name in ("media_type", "digest", "size")}
+        kept = {
+            "media_type": made.layer.media_type,
+            "digest": made.layer.digest,
+            "size": made.layer.size,
+            "diff_id": made.diff_id,
+            "created": made.created,
+        }
         with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as draft:
-            json.dump(kept | {"diff_id": diff_id}, draft)
+            json.dump(kept, draft)
         os.replace(draft.name, self._path(key))
 
 

@@ -54,10 +54,18 @@ class Runtime:
         message = "no such program; install the package crun or runc"
         raise OSError(errno.ENOENT, message, program or "crun")
 
-    def run(self, name: str, options: RunOptions, *, detached: bool = False) -> int:
+    def run(
+        self,
+        name: str,
+        options: RunOptions,
+        *,
+        detached: bool = False,
+        output: int | None = None,
+    ) -> int:
         """Run a container, mounted for as long; its exit status, 128 and a signal's number.
 
         detached: return 0 when it runs; it stays mounted until it is removed or unmounted.
+        output: a descriptor for all that it prints; then it has no input. By default both are ours.
 
         Raises NotFound, FailedPrecondition where it is mounted or runs, OSError where the image or
         the options do not fit, MountError.
@@ -67,7 +75,7 @@ class Runtime:
         mount = containers.mount(name)
         try:
             self._write(containers, name, mount.target, options)
-            status = self._detach(name, options) if detached else self._wait(name, options)
+            status = self._detach(name, options) if detached else self._wait(name, options, output)
         except BaseException:
             mount.unmount(lazy=True)
             raise
@@ -97,10 +105,14 @@ class Runtime:
     def _pid_file(self, name: str) -> str:
         return f"--pid-file={Containers(self.store).folder(name)}/pid"
 
-    def _wait(self, name: str, options: RunOptions) -> int:
+    def _wait(self, name: str, options: RunOptions, output: int | None) -> int:
         arguments = (self._bundle(name), self._pid_file(name))
         command = self._command("run", name, *arguments, limited=options.limited)
-        with subprocess.Popen(command) as process, _forwarding(process):
+        given = None if output is None else subprocess.DEVNULL
+        with (
+            subprocess.Popen(command, stdin=given, stdout=output, stderr=output) as process,
+            _forwarding(process),
+        ):
             status = process.wait()
         self.end(name, force=True)
         return status if status >= 0 else 128 - status
