@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fuse_mount.operations import Operations
 from tests.tree import build, directory, file, symlink
-from unionfs import LayerStack
+from unionfs import LayerStack, MountOptions
 
 _HEADER = struct.Struct("=IIQQIIIHH")  # linux/fuse.h, struct fuse_in_header
 _ANSWER = struct.Struct("=IiQ")
@@ -104,7 +104,7 @@ def _refuse(forwarded: socket.socket) -> None:
 
 
 def main(seed: int, count: int) -> None:
-    """Send so many requests, the same for one seed."""
+    """Send so many requests, the same for one seed; with an odd one, the layer has an index."""
     with ExitStack() as held:
         base = held.enter_context(tempfile.TemporaryDirectory(prefix="requests-"))
         for name in ("upper", "work"):
@@ -117,7 +117,10 @@ def main(seed: int, count: int) -> None:
             "link": symlink("a"),
         }
         build(f"{base}/lower", tree)
-        stack = held.enter_context(LayerStack([f"{base}/lower"], f"{base}/upper", f"{base}/work"))
+        options = MountOptions(layer_index=f"{base}/indexes" if seed % 2 else None)
+        stack = held.enter_context(
+            LayerStack([f"{base}/lower"], f"{base}/upper", f"{base}/work", options=options)
+        )
         stack.claim()
         operations = Operations(stack)
         table = operations.table
