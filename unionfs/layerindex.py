@@ -50,6 +50,7 @@ _REDIRECT: Final = 2
 _IMPURE: Final = 4
 _METACOPY: Final = 1
 _WHITEOUT: Final = 2
+_MARKED: Final = 4
 
 WHITEOUT: Final = 14
 """The type of a whiteout among the entries of a directory (DT_WHT)."""
@@ -147,10 +148,10 @@ class LayerIndex:
             },
         )
 
-    def lacks_data(self, path: str) -> bool:
-        """Whether a regular file is a copy of metadata alone."""
+    def lacks_data(self, path: str, *, sure: bool) -> bool:
+        """Whether a regular file is a copy of metadata alone, as `markers.lacks_data` tells."""
         marks: int = _ENTRY.unpack_from(self.data, self._offset(path))[-2]
-        return bool(marks & _METACOPY)
+        return bool(marks & (_MARKED if sure else _METACOPY))
 
 
 def use(folder: str, root_fd: int, prefix: str) -> LayerIndex | None:
@@ -326,9 +327,14 @@ class _Builder:
             flags = 0
             if markers.is_whiteout(self._prefix, self._root, child, status):
                 flags = _WHITEOUT
-            elif stat.S_ISREG(status.st_mode) and markers.lacks_data(
-                self._prefix, self._root, child, status
-            ):
-                flags = _METACOPY
+            elif stat.S_ISREG(status.st_mode):
+                flags = self._metacopy(child, status)
             entries.append((os.fsencode(name), status, flags))
         return _Read(os.fsencode(path), marks, entries)
+
+    def _metacopy(self, path: str, status: os.stat_result) -> int:
+        """What the metacopy mark of a regular file says, with and without a sure look."""
+        look = markers.lacks_data
+        if not look(self._prefix, self._root, path, status, sure=True):
+            return 0
+        return _MARKED | _METACOPY * look(self._prefix, self._root, path, status)

@@ -66,7 +66,7 @@ class Place:
         """Whether a regular file is a copy of metadata alone; sure: as for `markers`."""
         known = self.layer.known
         if known:
-            return known.lacks_data(self.path)
+            return known.lacks_data(self.path, sure=sure)
         return markers.lacks_data(prefix, self.layer.fd, self.path, status, sure=sure)
 
 

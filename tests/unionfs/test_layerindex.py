@@ -108,6 +108,22 @@ def test_a_union_shows_the_same_with_indexes(folder: Path) -> None:
     assert _seen(folder) == expected  # it finds them
 
 
+def test_copies_of_metadata_are_the_same_with_indexes(folder: Path) -> None:
+    """Whether the mark counts or not, and where a file with it has data nevertheless."""
+    (folder / "base/late").write_bytes(b"below" * 2000)
+    (folder / "top/late").write_bytes(b"above" * 2000)
+    os.setxattr(folder / "top/late", f"{MARKS}metacopy", b"")
+    for metacopy in (False, True):
+        seen = []
+        for indexes in (None, f"{folder}/indexes", f"{folder}/indexes"):
+            options = MountOptions(layer_index=indexes, metacopy=metacopy)
+            with LayerStack([folder / "top", folder / "base"], options=options) as stack:
+                union = UnionFS(stack)
+                seen.append(snapshot(union))
+                assert union.read_bytes("late")[:5] == (b"below" if metacopy else b"above")
+        assert seen[0] == seen[1] == seen[2]
+
+
 def test_an_index_lies_beside_its_layer_and_goes_with_it(folder: Path) -> None:
     """A relative path is from the layer; the kernel's mount has no use for an index."""
     for name in ("one", "other"):
