@@ -1,9 +1,9 @@
 """Bringing an image into a store, from wherever it is.
 
-Blobs come in parallel, and those that the store has do not come at all. Then the layers are
-unpacked, and so checked against their diff IDs; then the documents are stored, each after what it
-needs; the name comes last. A lease keeps all of it from collection meanwhile. So whatever ends this
-early, no name stands for half an image, and what came of a blob is there for the next try.
+Blobs come in parallel, and those that the store has do not come at all. Then the documents are
+stored, each after what it needs. The layers are unpacked, and so checked against their diff IDs.
+The name comes last. A lease keeps all of it from collection meanwhile. So whatever ends this early,
+no name stands for half an image, and what came of a blob is there for the next try.
 
 Cost: the transfer of what is missing; unpacking, unless it is put off until the image is used.
 """
