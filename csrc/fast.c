@@ -266,7 +266,7 @@ static PyObject *lower_of(const struct ufs_table *table, const struct ufs_node *
     PyObject *places = PyList_New(0), *place;
     int fd, failed;
 
-    if (places && node->type != DT_DIR && !(node->flags & UFS_UPPER)) {
+    if (places && node->names && node->type != DT_DIR && !(node->flags & UFS_UPPER)) {
         path = ufs_locate(table, node, &fd, buffer);
         place = path ? Py_BuildValue("IN", node->layer, PyUnicode_DecodeFSDefault(path)) : NULL;
         failed = place && PyList_Append(places, place);
@@ -387,6 +387,12 @@ static PyObject *table_tell(Table *self, PyObject *id)
     if (!node)
         return NULL;
     node->lookups++;
+    Py_RETURN_NONE;
+}
+
+static PyObject *table_invalidate(Table *self, PyObject *id)
+{
+    ufs_invalidate(&self->session, PyLong_AsUnsignedLongLong(id));
     Py_RETURN_NONE;
 }
 
@@ -565,6 +571,7 @@ static PyMethodDef methods[] = {
     { "unbind", (PyCFunction)table_unbind, METH_VARARGS, NULL },
     { "changed", (PyCFunction)table_changed, METH_O, NULL },
     { "tell", (PyCFunction)table_tell, METH_O, NULL },
+    { "invalidate", (PyCFunction)table_invalidate, METH_O, NULL },
     { "pin", (PyCFunction)table_pin, METH_O, NULL },
     { "unpin", (PyCFunction)table_unpin, METH_O, NULL },
     { "linked", (PyCFunction)table_linked, METH_VARARGS, NULL },

@@ -80,7 +80,7 @@ static void send_reply(const struct ufs_session *session, uint64_t unique, int e
     (void)written; /* ENOENT: who asked has been interrupted; ENODEV: unmounted */
 }
 
-static void invalidate(const struct ufs_session *session, uint64_t id)
+void ufs_invalidate(const struct ufs_session *session, uint64_t id)
 {
     struct {
         struct fuse_out_header head;
@@ -533,13 +533,13 @@ static int tell_open(struct turn *turn, struct ufs_node *node, int fd, int flags
     return 0;
 }
 
-/* As the kernel does by itself where a file is truncated by another call than open(2). */
+/* What the kernel leaves to us where it drops set-id bits by itself otherwise. */
 static void drop_set_id(struct turn *turn, int fd)
 {
     struct stat status;
     mode_t kept;
 
-    if (fstat(fd, &status))
+    if (!turn->in->uid || fstat(fd, &status))
         return;
     kept = status.st_mode & ~(mode_t)S_ISUID;
     if (status.st_mode & S_IXGRP)
@@ -613,7 +613,7 @@ static int on_open(struct turn *turn)
     }
     if (fd == -1)
         return -errno;
-    if (flags & O_TRUNC && turn->in->uid)
+    if (flags & O_TRUNC)
         drop_set_id(turn, fd);
     return tell_open(turn, node, fd, flags, lower);
 }
@@ -809,6 +809,8 @@ static int on_write(struct turn *turn)
     if (in->size > UFS_QUICK_MAX)
         step_aside(turn);
     length = write_data(in);
+    if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
+        drop_set_id(turn, (int)in->fh);
     if (length == -1)
         return -errno;
     out->size = (uint32_t)length;
@@ -844,7 +846,10 @@ static int on_fallocate(struct turn *turn)
     const struct fuse_fallocate_in *in = turn->argument;
 
     step_aside(turn);
-    return fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno : 0;
+    if (fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length))
+        return -errno;
+    drop_set_id(turn, (int)in->fh);
+    return 0;
 }
 
 static int on_copy_file_range(struct turn *turn)
@@ -862,6 +867,7 @@ static int on_copy_file_range(struct turn *turn)
     length = copy_file_range(fd, &from, (int)in->fh_out, &to, size, 0);
     if (length == -1)
         return -errno;
+    drop_set_id(turn, (int)in->fh_out);
     out->size = (uint32_t)length;
     return 0;
 }
@@ -886,13 +892,16 @@ static int set_times(const struct fuse_setattr_in *in, int fd, const char *path)
     return utimensat(fd, path, times, AT_SYMLINK_NOFOLLOW);
 }
 
-static int set_size(uint64_t size, int layer, const char *path)
+static int set_size(struct turn *turn, const struct fuse_setattr_in *in, int layer,
+                    const char *path)
 {
     int fd = ufs_open_beneath(layer, path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK, 0), failed;
 
     if (fd == -1)
         return -1;
-    failed = ftruncate(fd, (off_t)size);
+    failed = ftruncate(fd, (off_t)in->size);
+    if (!failed && in->valid & FATTR_KILL_SUIDGID)
+        drop_set_id(turn, fd);
     close(fd);
     return failed;
 }
@@ -914,7 +923,7 @@ static int on_setattr(struct turn *turn)
     path = ufs_locate(turn->table, node, &fd, buffer);
     if (!path)
         return -errno;
-    if (in->valid & FATTR_SIZE && set_size(in->size, fd, path))
+    if (in->valid & FATTR_SIZE && set_size(turn, in, fd, path))
         return -errno;
     if (in->valid & (FATTR_UID | FATTR_GID)
         && fchownat(fd, path, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
@@ -1503,7 +1512,7 @@ static bool answer(struct ufs_session *session, const struct fuse_in_header *in,
     if (handler->locks)
         pthread_mutex_unlock(&session->table.lock);
     if (turn.invalid)
-        invalidate(session, turn.invalid);
+        ufs_invalidate(session, turn.invalid);
     if (result == UFS_FORWARD && !back)
         forward(session, handler, in, size);
     else if (result == UFS_FORWARD)

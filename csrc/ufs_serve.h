@@ -35,6 +35,9 @@ int ufs_carry(struct ufs_session *session);
 int ufs_keep_open(struct ufs_session *session, struct ufs_node *node, int fd, int flags,
                   bool lower);
 
+/* Have the kernel ask for a node's attributes again. */
+void ufs_invalidate(const struct ufs_session *session, uint64_t id);
+
 void ufs_forget_pending(struct ufs_session *session);
 
 #endif

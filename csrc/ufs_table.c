@@ -217,12 +217,30 @@ int ufs_bind(struct ufs_table *table, struct ufs_node *node, struct ufs_node *pa
     return 0;
 }
 
+/* Before a file of a lower layer loses its last name, by which alone it is told where it lies. */
+static void keep_place(const struct ufs_table *table, struct ufs_node *node)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    int fd;
+
+    if (node->type == DT_DIR || node->flags & UFS_UPPER || node->names->next_of_node)
+        return;
+    path = ufs_locate(table, node, &fd, buffer);
+    node->lower = path ? malloc(sizeof *node->lower) : NULL;
+    if (!node->lower)
+        return;
+    *node->lower = (struct ufs_place){ strdup(path), node->layer };
+    node->lower_count = node->lower->path != NULL;
+}
+
 void ufs_unbind(struct ufs_table *table, struct ufs_node *parent, const char *text)
 {
     struct ufs_name **slot = name_slot(table, parent, text, ufs_hash(table, text)), *name = *slot;
     struct ufs_node *node = name->node;
     struct ufs_name **link = &node->names;
 
+    if (node->open)
+        keep_place(table, node);
     *slot = name->next_in_hash;
     while (*link != name)
         link = &(*link)->next_of_node;

@@ -77,7 +77,7 @@ struct ufs_node {
     ino_t inode;
     struct ufs_node *next_in_hash;
     struct ufs_name *names;      /* none: the root, or removed */
-    struct ufs_place *lower;     /* of a directory: merged, top first */
+    struct ufs_place *lower;     /* of a directory: merged, top first; of a removed file: where */
     struct ufs_listing *below;   /* what those hold; NULL: not read yet */
     struct ufs_listing *above;   /* what upper holds, while it is being listed */
     struct ufs_open *open;       /* NULL: no open files */

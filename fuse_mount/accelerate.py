@@ -340,6 +340,9 @@ class TableInodes(Inodes):
     def told(self, inode: Inode) -> None:
         self.table.tell(inode.id)
 
+    def invalidate(self, inode: Inode) -> None:
+        self.table.invalidate(inode.id)
+
     def drop_unused(self, inode: Inode) -> None:
         """Nothing: those end when they are let go of."""
 

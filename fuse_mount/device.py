@@ -78,6 +78,7 @@ class _Init(IntFlag):
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     EXPLICIT_INVAL_DATA = 1 << 25
+    HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
 
@@ -96,8 +97,10 @@ _FROM_LIBFUSE: Final = (
     | _Init.POSIX_ACL
     | _Init.MAX_PAGES
 )
-# What the fast path adds. Listed names come with their attributes while those are wanted; pages of
-# layers' files are not kept twice.
+# What the fast path adds: listed names come with their attributes while those are wanted. With
+# passthrough, pages of layers' files are not kept twice. Without, set-id bits are for us to drop,
+# so that the kernel does not ask for capabilities before each write; but of writes that are passed
+# through we would not hear.
 _FAST: Final = _Init.READDIRPLUS_AUTO
 _STACK_DEPTH: Final = 1
 """How many filesystems may be stacked on each other below this one, for passthrough."""
@@ -215,6 +218,8 @@ class Connection:
         self._added = _Init(0) if table is None else _FAST
         if passthrough:
             self._added |= _Init.PASSTHROUGH
+        elif table is not None:
+            self._added |= _Init.HANDLE_KILLPRIV_V2
         self._device = -1
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session = theirs.detach()  # libfuse's, from now on

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final, final
+
+import pyfuse3
 
 from unionfs.inodes import FileId, file_id
 from unionfs.resolve import Node
@@ -154,6 +156,11 @@ class Inodes:
             directory = self._by_node.get(parent)
             if directory is not None and directory.children.get(name) is inode:
                 del directory.children[name]
+
+    def invalidate(self, inode: Inode) -> None:
+        """Have the kernel ask for an inode's attributes again, before it gets our reply."""
+        with suppress(OSError):  # ENOENT: the kernel has forgotten it
+            pyfuse3.invalidate_inode(inode.id, attr_only=True)
 
     def drop_unused(self, inode: Inode) -> None:
         """Drop an inode that the kernel was not told of."""

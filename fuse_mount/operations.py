@@ -121,7 +121,7 @@ class Operations(pyfuse3.Operations):
         options = stack.options
         self.enable_acl = not (options.noacl or options.noxattrs)
         fast = fast and accelerate.serves(stack)
-        self.passthrough = fast and accelerate.may_pass_through()
+        self.passthrough = fast and options.passthrough and accelerate.may_pass_through()
         self.enable_writeback_cache = (
             options.writeback and stack.upper is not None and not self.passthrough
         )
@@ -361,8 +361,7 @@ class Operations(pyfuse3.Operations):
                 os.close(fd)
                 self.inodes.followed(file)
         # Link counts of directories, change times, and the numbers of hard links differ.
-        with contextlib.suppress(OSError):  # ENOENT: the kernel has forgotten it
-            pyfuse3.invalidate_inode(inode.id, attr_only=True)
+        self.inodes.invalidate(inode)
 
     # Names.
 
@@ -708,7 +707,7 @@ class Operations(pyfuse3.Operations):
             kept &= ~stat.S_ISGID
         if kept != mode:
             changes.chmod(self._stack, inode.node, stat.S_IMODE(kept))
-            pyfuse3.invalidate_inode(inode.id, attr_only=True)
+            self.inodes.invalidate(inode)
 
     @_answered
     async def create(

@@ -213,6 +213,12 @@ class MountOptions:
     writeback: bool = _option(
         True, _0_1, "`0`: no writes gathered in the kernel's cache.", kernel=False
     )
+    passthrough: bool = _option(
+        True,
+        _0_1,
+        "`0`: the kernel does not read and write layers' files without us, where it might.",
+        kernel=False,
+    )
     timeout: float | None = _option(
         None,
         _SECONDS,

@@ -326,6 +326,13 @@ def fuse(layers: Layers) -> Iterator[Door]:
 
 
 @contextmanager
+def fuse_cached(layers: Layers) -> Iterator[Door]:
+    """Our FUSE mount as an ordinary user has it: its data goes through the kernel's cache."""
+    with _fuse_mount(layers, {}, "passthrough=0") as door:
+        yield door
+
+
+@contextmanager
 def fuse_pure(layers: Layers) -> Iterator[Door]:
     """The FUSE mount in Python alone."""
     with _fuse_mount(layers, {"UNIONMOUNT_PURE": "1"}) as door:
@@ -333,8 +340,10 @@ def fuse_pure(layers: Layers) -> Iterator[Door]:
 
 
 @contextmanager
-def _fuse_mount(layers: Layers, environment: dict[str, str]) -> Iterator[Door]:
-    options = f"{layers.options},allow_other"
+def _fuse_mount(
+    layers: Layers, environment: dict[str, str], *more: str
+) -> Iterator[Door]:
+    options = ",".join([layers.options, "allow_other", *more])
     command = [sys.executable, "-m", "fuse_mount", "-f", "--log", str(layers.log), "-o", options]
     with subprocess.Popen([*command, layers.target], env={**os.environ, **environment}) as daemon:
         try:
@@ -371,5 +380,6 @@ DOORS: dict[str, Opener] = {
     "kernel": kernel,
     "library": library,
     "fuse": fuse,
+    "fuse-cached": fuse_cached,
     "fuse-pure": fuse_pure,
 }

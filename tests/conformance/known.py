@@ -18,7 +18,8 @@ class Known:
 
 
 _LIBRARY = frozenset({"library"})
-_FUSE = frozenset({"fuse", "fuse-pure"})
+_FUSE = frozenset({"fuse", "fuse-cached", "fuse-pure"})
+_WRITEBACK = frozenset({"fuse-cached", "fuse-pure"})
 _PURE = frozenset({"fuse-pure"})
 
 KNOWN_DIFFERENCES: tuple[Known, ...] = (
@@ -77,7 +78,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     ),
     Known(
         frozenset({"copy-up-by-truncate-same"}),
-        _PURE,
+        _WRITEBACK,
         "with its writeback cache the kernel keeps the times of a file whose length stays",
     ),
     Known(
