@@ -5,7 +5,7 @@
 # make bench-containers  what containers cost to make and to mount
 # make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
-# make crashes   the library and the mount program, stopped at every step of every change
+# make crashes   the mount program and the store killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
 # make clean     take away what these made
@@ -57,7 +57,8 @@ fuzz: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
 
 crashes: $(VENV)/ready
-	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_cut_short.py
+	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_cut_short.py \
+		tests/store/test_crashes.py
 
 pjdfstest: $(VENV)/ready
 	$(PYTHON) -m tests.suites $@ $(PJDFSTEST)

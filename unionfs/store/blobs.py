@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Final, cast, final
 
-from unionfs import faults
 from unionfs.store import digest as digests
 from unionfs.store.catalogue import Catalogue, now
 from unionfs.store.errors import Corrupt, NotFound
@@ -142,16 +141,13 @@ class Writer:
             raise Corrupt(f"the bytes have digest {found}; get them anew", wanted)
         self.digest, self.size = wanted, self.offset
         os.fsync(self._fd)
-        faults.step("blob-written")
         place = self._folders.blob(wanted)
         with self._catalogue.change() as db:
             os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
             os.rename(self._path, place)
             flush_directory(os.path.dirname(place))
-            faults.step("blob-named")
             db.execute("INSERT OR IGNORE INTO blob VALUES (?, ?, ?)", (wanted, self.size, now()))
             self._catalogue.keep(db, wanted)
-        faults.step("blob-catalogued")
 
 
 def _find(catalogue: Catalogue, digest: str) -> int | None:

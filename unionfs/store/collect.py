@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
-from unionfs import faults
 from unionfs.store.catalogue import Catalogue, now
 from unionfs.store.folders import BLOBS, INGEST, SNAPSHOTS, Folders, claimed
 from unionfs.store.leases import DAY, HELD
@@ -67,7 +66,6 @@ def collect(catalogue: Catalogue) -> Collected:
             "SELECT digest, size FROM blob WHERE digest NOT IN (SELECT digest FROM live)"
         ).fetchall()
         db.executemany("DELETE FROM blob WHERE digest = ?", [(digest,) for digest, _ in blobs])
-        faults.step("collected")
     taken = sum(size for _, size in (*layers, *blobs))
     return Collected(len(blobs), len(layers), taken)
 
@@ -88,7 +86,6 @@ def sweep(folders: Folders, catalogue: Catalogue) -> None:
             for path, name in _entries(directory):
                 if f"{algorithm}:{name}" not in blobs:
                     folders.discard(path)
-    faults.step("swept")
     for path, name in _entries(f"{folders.root}/{INGEST}"):
         if name.startswith(HELD):
             continue  # a collection ends the lease first

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import final
 
-from unionfs import faults, markers
+from unionfs import markers
 from unionfs.layers import Rights, apply_layer
 from unionfs.store import digest as digests
 from unionfs.store.blobs import Blobs
@@ -94,7 +94,6 @@ class Layers:
             self.apply(blob, diff_id, f"{draft}/fs", below)
             usage = disk_usage(f"{draft}/fs")
             self._snapshots.flush()
-            faults.step("layer-unpacked")
             with self._catalogue.change() as db:
                 row = db.execute("SELECT id FROM snapshot WHERE name = ?", (parent,)).fetchone()
                 if parent and row is None:
@@ -113,9 +112,7 @@ class Layers:
                 self._folders.discard(place)  # of a row that a crash undid
                 os.rename(draft, place)
                 flush_directory(os.path.dirname(place))
-                faults.step("layer-named")
                 self._catalogue.keep(db, name)
-            faults.step("layer-catalogued")
 
     def apply(self, blob: str, diff_id: str, directory: str, below: Sequence[str]) -> None:
         """Unpack a layer into a new directory, as it is when `unpack` has put it into the store.

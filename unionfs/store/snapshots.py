@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, final
 
-from unionfs import faults, system
+from unionfs import system
 from unionfs.options import MountOptions
 from unionfs.stack import LayerStack
 from unionfs.store import filters
@@ -107,7 +107,6 @@ class Snapshots:
         with self._catalogue.change() as db:
             number, above = self._create(db, key, "active", parent, labels or {})
             self._make_directory(number, self._folders.files(above[0]) if above else None)
-            faults.step("snapshot-made")
         return self.mounts(key)
 
     def view(
@@ -164,7 +163,6 @@ class Snapshots:
             number = self._active(db, name, key)
         usage = disk_usage(self._folders.files(number))
         self.flush()
-        faults.step("snapshot-flushed")
         with self._catalogue.change() as db:
             if self._active(db, name, key) != number:
                 raise FailedPrecondition("it was exchanged meanwhile; commit it again", key)
@@ -178,8 +176,6 @@ class Snapshots:
                 ),
             )
             self._catalogue.keep(db, name)
-            faults.step("snapshot-renamed")
-        faults.step("snapshot-committed")
         self._folders.discard(self._folders.work(number))
         self._folders.empty_trash()
 
@@ -212,7 +208,6 @@ class Snapshots:
                 message = f"cannot remove snapshot with child {child[0]}; remove that first"
                 raise FailedPrecondition(message, key)
             db.execute("DELETE FROM snapshot WHERE id = ?", (number,))
-        faults.step("snapshot-removed")
         self._folders.discard(self._folders.snapshot(number))
         self._folders.empty_trash()
 
