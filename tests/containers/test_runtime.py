@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def run(request: pytest.FixtureRequest, store: Store) -> Run:
         )
 
     return call
+
+
+def written(file: Path) -> str:
+    """What a file says, once it does: runtimes write a pid a moment after the process starts."""
+    while not file.exists() or not (text := file.read_text()):
+        time.sleep(0.01)
+    return text
 
 
 def said(done: "subprocess.CompletedProcess[str]") -> str:
@@ -115,7 +123,7 @@ def test_a_container_that_is_killed(store: Store, runtime: str) -> None:
     script = "echo ready; exec sleep 1000"
     with subprocess.Popen([*arguments, "sh", "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"ready\n"
-        pid = int(Path(f"{store.root}/containers/mine/pid").read_text())
+        pid = int(written(Path(f"{store.root}/containers/mine/pid")))
         os.kill(pid, signal.SIGKILL)
         assert process.wait() == 128 + signal.SIGKILL
 
