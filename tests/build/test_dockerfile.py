@@ -74,6 +74,7 @@ def test_stages() -> None:
         ("ARG a", "no FROM follows"),
         ("FROM a\nBOIL eggs", "unknown instruction BOIL"),
         ("FROM a\nRUN --mount=type=cache x", "no flag --mount"),
+        ("FROM a\nRUN \udcff", "UTF-8"),
         ("FROM a\nCOPY <<EOF /x\nhi\nEOF", "here-documents"),
     ],
 )
@@ -99,3 +100,9 @@ def test_what_is_no_dockerfile(text: str, message: str) -> None:
 def test_ignored_files(lines: list[str], ignored: list[str], kept: list[str]) -> None:
     patterns = Ignore(lines)
     assert [path for path in ignored + kept if path in patterns] == ignored
+
+
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(OSError, match="check its brackets") as caught:
+        Ignore(["good", "[z-a]"])
+    assert caught.value.filename == "[z-a]"

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,16 @@ def test_a_wrong_digest_leaves_nothing(tmp_path: Path, layers: list[Path]) -> No
             io.BytesIO(archive), tmp_path / "out", prefix=markers.TRUSTED, digest="sha256:00"
         )
     assert {*tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_full_disk_is_told_and_ends_all_threads(tmp_path: Path, compression: Compression) -> None:
+    build(str(tmp_path / "top"), {"a": file(os.urandom(9 << 20))})
+    before = threading.active_count()
+    with (
+        LayerStack([tmp_path / "top"]) as stack,
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        write_layer(stack, full, compression=compression, threads=3)
+    assert threading.active_count() == before

@@ -121,7 +121,7 @@ def build(
 
 def _ignored(files: UnionFS) -> Ignore:
     try:
-        return Ignore(files.read_text(".dockerignore").splitlines())
+        return Ignore(os.fsdecode(files.read_bytes(".dockerignore")).splitlines())
     except FileNotFoundError:
         return _NOTHING
 

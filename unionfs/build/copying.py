@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from unionfs import system
-from unionfs.build.ignore import Ignore, pattern
+from unionfs.build.ignore import Ignore, compiled
 from unionfs.layers.unpack import NOT_SHIPPED
 from unionfs.place import join
 from unionfs.union import UnionFS
@@ -49,7 +49,7 @@ class Source:
         found = [""]
         for part in posixpath.normpath(f"/{text}").strip("/").split("/"):
             if _WILD.search(part):
-                wanted = re.compile(pattern(part), re.DOTALL)
+                wanted = compiled(part)
                 found = [
                     join(directory, name)
                     for directory in found

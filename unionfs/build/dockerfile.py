@@ -44,7 +44,7 @@ FLAGS: Final[Mapping[str, frozenset[str]]] = {
 """The instructions, and the flags that each may have."""
 
 _FLAG: Final = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
-_HERE_DOCUMENT: Final = re.compile(r"<<-?[\"']?[A-Za-z_]")
+_HERE_DOCUMENT: Final = re.compile(r"(?:^|\s)<<-?[\"']?[A-Za-z_]")
 _VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])((?:[^}\\]|\\.)*))?\})")
 
 
@@ -110,9 +110,13 @@ def parse(text: str, name: str) -> list[Instruction]:
     """The instructions of a Dockerfile that is called name. Raises BuildError."""
     content: Any = io.BytesIO(os.fsencode(text))
     parser = DockerfileParser(fileobj=content, env_replace=False)
+    try:
+        rows = parser.structure
+    except UnicodeDecodeError:
+        raise BuildError("not a text in UTF-8; save it as one", name) from None
     found = [
         instruction(f"{row['instruction']} {row['value']}", f"{name}:{row['startline'] + 1}")
-        for row in parser.structure
+        for row in rows
         if row["instruction"] != "COMMENT"
     ]
     if not found:

@@ -6,6 +6,7 @@ takes any number of directories, `!` takes files back, and the last pattern that
 
 from __future__ import annotations
 
+import errno
 import posixpath
 import re
 from collections.abc import Iterable
@@ -14,10 +15,7 @@ from typing import final
 
 @final
 class Ignore:
-    """The patterns of a file's lines.
-
-    Raises re.error for a pattern that is none.
-    """
+    """The patterns of a file's lines. Raises OSError EINVAL for one that is none."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._patterns: list[tuple[re.Pattern[str], bool]] = []
@@ -28,7 +26,7 @@ class Ignore:
             back = text.startswith("!")
             path = posixpath.normpath(text.removeprefix("!").strip()).lstrip("/")
             if path != ".":
-                self._patterns.append((re.compile(pattern(path) + "(?:/.*)?", re.DOTALL), back))
+                self._patterns.append((compiled(path, "(?:/.*)?"), back))
         self.takes_back = any(back for _, back in self._patterns)
 
     def __contains__(self, path: str) -> bool:
@@ -40,7 +38,16 @@ class Ignore:
         return ignored
 
 
-def pattern(text: str) -> str:
+def compiled(text: str, end: str = "") -> re.Pattern[str]:
+    """A path pattern; end: a regular expression that follows it. Raises OSError EINVAL."""
+    try:
+        return re.compile(_expression(text) + end, re.DOTALL)
+    except re.error as error:
+        message = f"no pattern of paths ({error}); check its brackets"
+        raise OSError(errno.EINVAL, message, text) from None
+
+
+def _expression(text: str) -> str:
     """A regular expression of a path pattern, as Go's filepath.Match has it, with `**`."""
     found = ""
     position = 0

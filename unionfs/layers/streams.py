@@ -198,14 +198,21 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._flush()
-        if self._stream is not self._out:
-            try:
-                self._stream.close()
-            except Exception:
-                if error is None:
-                    raise
+        try:
+            if error is None:
+                self._flush()
+        finally:
+            self._close(quietly=error is not None)
+
+    def _close(self, *, quietly: bool) -> None:
+        """End the stream, and with it the threads that compress."""
+        if self._stream is self._out:
+            return
+        try:
+            self._stream.close()
+        except Exception:
+            if not quietly:
+                raise
 
 
 @final
