@@ -53,8 +53,8 @@ _INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
 def serves(stack: LayerStack) -> bool:
     """Whether the fast path knows all that the options of a stack ask for.
 
-    Not `debug`: libfuse shows each request that it sees. Not `index`, nor `metacopy`: which names
-    are one file, and where a file's data lies, the library has to look up.
+    Not `debug`: libfuse shows each request that it sees. Not `index`, `metacopy`, nor layers of
+    data alone: which names are one file, and where its data lies, the library has to look up.
     """
     options = stack.options
     mapped = options.uidmapping or options.gidmapping
@@ -65,7 +65,7 @@ def serves(stack: LayerStack) -> bool:
     )
     return (
         AVAILABLE
-        and not (stack.indexes or stack.metacopy)
+        and not (stack.indexes or stack.metacopy or stack.data)
         and not (mapped or squashed or options.static_nlink or options.debug)
     )
 

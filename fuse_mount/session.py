@@ -116,7 +116,9 @@ def _stack(command: Command, held: ExitStack) -> LayerStack:
     lost = parsed.options.not_by("fuse")
     if lost:
         raise OptionError(f"FUSE has no option {', '.join(lost)}; leave it out")
-    stack = LayerStack(parsed.lower, parsed.upper, parsed.work, options=_settled(command))
+    stack = LayerStack(
+        parsed.lower, parsed.upper, parsed.work, options=_settled(command), data=parsed.data
+    )
     held.enter_context(stack)
     if not stack.options.ro:
         stack.claim()

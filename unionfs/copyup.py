@@ -16,7 +16,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs import index, markers, system
+from unionfs import index, markers, resolve, system
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node, top
@@ -100,12 +100,13 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
     source = node.lower[0]
     status = lstat(source.layer, source.path)  # as it is, whatever an index says
     kind = stat.S_IFMT(status.st_mode)
+    below = resolve.data(stack, node)
     with workdir.draft() as draft:
         if kind == stat.S_IFREG:
             copy = os.open(draft, _NEW, 0o600, dir_fd=workdir.fd)
             try:
                 if data or not _leaves_data(stack, status):
-                    _copy_data(node.data or source, copy, status.st_size, size)
+                    _copy_data(below, copy, status.st_size, size)
                 else:
                     os.ftruncate(copy, status.st_size)
                     system.set_xattr(copy, "", stack.prefix + markers.METACOPY, b"")
@@ -161,7 +162,7 @@ def fill(stack: LayerStack, node: Node, size: int | None = None) -> None:
         if size == 0:
             os.ftruncate(fd, 0)
         else:
-            _copy_data(node.data, fd, os.fstat(fd).st_size, None)
+            _copy_data(resolve.data(stack, node), fd, os.fstat(fd).st_size, None)
         if capabilities is not None:
             system.set_xattr(fd, "", _CAPABILITIES, capabilities)
         if not stack.options.volatile:

@@ -96,7 +96,7 @@ class ActiveMount:
     """A union in the table of mounts.
 
     type: the filesystem's type, which tells unionmount from fuse-overlayfs.
-    lower, upper, work: as the mount was given them; empty and None where that is not known.
+    lower, upper, work, data: as the mount was given them; empty and None where that is not known.
     options: those that say how the layers are read.
     dead: whether it is a FUSE mount whose program has died; only unmounting it makes sense.
     """
@@ -111,6 +111,7 @@ class ActiveMount:
     upper: str | None = None
     work: str | None = None
     options: MountOptions = field(default_factory=MountOptions)
+    data: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -191,6 +192,7 @@ def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
         [layer.path for layer in stack.lower],
         stack.upper.path if stack.upper else None,
         stack.work,
+        [layer.path for layer in stack.data],
     )
     try:
         # -P: a module in the current directory, which may be anyone's, must not take the place of
@@ -315,10 +317,13 @@ def _table() -> Iterator[ActiveMount]:
             continue
         words = [word.partition("=") for word in parameters.split(",")]
         values = {name: unescaped(value) for name, _, value in words}
-        lower = [unescaped(value) for name, _, value in words if name == "lowerdir+"]
+        lower, data = (
+            [unescaped(value) for name, _, value in words if name == wanted]
+            for wanted in ("lowerdir+", "datadir+")
+        )
         if "lowerdir" in values:
             # mount(2) was given numbers of descriptors where the paths were too long for it
-            paths = split_lowerdir(values["lowerdir"])
+            paths, data = split_lowerdir(values["lowerdir"])
             lower = [path for path in paths if not path.isdecimal()]
         yield ActiveMount(
             target=unescaped(target),
@@ -334,6 +339,7 @@ def _table() -> Iterator[ActiveMount]:
                 index=_switch(values.get("index")),
                 metacopy=_switch(values.get("metacopy")),
             ),
+            data=tuple(data),
         )
 
 
@@ -349,6 +355,7 @@ def _with_layers(active: ActiveMount, command: Command) -> ActiveMount:
         upper=parsed.upper,
         work=parsed.work,
         options=parsed.options,
+        data=tuple(parsed.data),
     )
 
 
@@ -368,7 +375,12 @@ def _fuse_commands() -> Iterator[tuple[int, str, Command]]:
         except OptionError:
             continue  # no mount: another command of that name
         parsed = command.parsed
-        paths = [command.target, *parsed.lower, *filter(None, (parsed.upper, parsed.work))]
+        paths = [
+            command.target,
+            *parsed.lower,
+            *parsed.data,
+            *filter(None, (parsed.upper, parsed.work)),
+        ]
         # Without layers it is no mount either. Where it was started, in the background it has left.
         if parsed.lower and all(map(os.path.isabs, paths)):
             yield int(process.name), os.path.realpath(command.target), command

@@ -356,13 +356,12 @@ WITHOUT_EFFECT: Final[dict[str, str]] = {
 _IGNORED_PREFIXES: Final = ("x-", "X-")  # mount(8): userspace options, as systemd's
 
 _REFUSED: Final = {
-    "datadir+": "data-only layers are not supported",
     "plugins": "fuse-overlayfs' plugins are not supported",
     "remount": "a union cannot be remounted; unmount and mount it again",
     "bind": "a union is not a bind mount",
 }
 
-_LAYERS: Final = ("lowerdir", "lowerdir+", "upperdir", "workdir")
+_LAYERS: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 
 
 @final
@@ -372,6 +371,7 @@ class Parsed:
 
     lower: lower directories, top first. upper, work: None where not named. All as written.
     ignored: the names of options without effect, as given; `WITHOUT_EFFECT` has the reasons.
+    data: lower directories that are not merged, but hold data of files by redirects.
     """
 
     lower: list[str]
@@ -379,6 +379,7 @@ class Parsed:
     work: str | None
     options: MountOptions
     ignored: list[str]
+    data: list[str] = dataclasses.field(default_factory=list)
 
 
 def parse(text: str) -> Parsed:
@@ -387,6 +388,7 @@ def parse(text: str) -> Parsed:
     Raises OptionError for an unknown option, a wrong value, and what cannot be honoured.
     """
     lower: list[str] = []
+    data: list[str] = []
     directories: dict[str, str] = {}
     values: dict[str, Any] = {}
     without_effect: list[str] = []
@@ -397,9 +399,11 @@ def parse(text: str) -> Parsed:
         if name in _LAYERS and not value:
             raise OptionError(f"option {name} names no directory")
         if name == "lowerdir":
-            lower = split_lowerdir(raw)
+            lower, data = split_lowerdir(raw)
         elif name == "lowerdir+":
             lower.append(_unescape(raw))
+        elif name == "datadir+":
+            data.append(_unescape(raw))
         elif name in _LAYERS:
             directories[name] = _unescape(raw)
         elif name in OPTIONS:
@@ -415,7 +419,7 @@ def parse(text: str) -> Parsed:
         elif name or equals:
             raise OptionError(f"unknown option {name!r}{_nearest(name)}")
     upper, work = directories.get("upperdir"), directories.get("workdir")
-    return Parsed(lower, upper, work, MountOptions(**values), without_effect)
+    return Parsed(lower, upper, work, MountOptions(**values), without_effect, data)
 
 
 @final
@@ -459,9 +463,12 @@ def render(
     lower: Sequence[str] = (),
     upper: str | None = None,
     work: str | None = None,
+    data: Sequence[str] = (),
 ) -> str:
     """The argument of `-o` that `parse` reads back as these, defaults left out."""
-    items = ["lowerdir=" + ":".join(_escape(path, ":") for path in lower)] if lower else []
+    layers = ":".join(_escape(path, ":") for path in lower)
+    layers += "".join(f"::{_escape(path, ':')}" for path in data)
+    items = [f"lowerdir={layers}"] if lower else []
     for name, path in (("upperdir", upper), ("workdir", work)):
         if path is not None:
             items.append(f"{name}={_escape(path)}")
@@ -510,15 +517,18 @@ def _nearest(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else "; see docs/options.md for the known ones"
 
 
-def split_lowerdir(raw: str) -> list[str]:
-    """The paths in a value of `lowerdir`, top first.
+def split_lowerdir(raw: str) -> tuple[list[str], list[str]]:
+    """The paths in a value of `lowerdir`, top first, and those after `::`, of data alone.
 
-    Raises OptionError for `::`, by which the kernel means data-only layers.
+    Raises OptionError for an empty path, and for one of a layer after one of data.
     """
-    paths = [_unescape(path) for path in _split(raw, _PATH)]
-    if "" in paths:
-        raise OptionError(f"option lowerdir has an empty path; {_REFUSED['datadir+']}: {raw!r}")
-    return paths
+    parts = [*_split(raw, _PATH)]
+    end = parts.index("") if "" in parts else len(parts)
+    rest = parts[end:]
+    data = rest[1::2]
+    if not end or any(rest[::2]) or len(rest) % 2 or "" in data:
+        raise OptionError(f"option lowerdir takes TOP:…:BASE or TOP:…:BASE::DATA, not {raw!r}")
+    return [_unescape(path) for path in parts[:end]], [_unescape(path) for path in data]
 
 
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -554,7 +564,10 @@ def reference() -> str:
         "Printed by `python -m unionfs.options`; change the table there.",
         "",
         "`lowerdir=TOP:…:BASE` (or `lowerdir+=DIR`, once a layer), `upperdir=DIR` and",
-        "`workdir=DIR` name the layers. In a value, `\\` takes the next character literally, and",
+        "`workdir=DIR` name the layers. Layers of data alone, which only the redirects of metadata",
+        "copies lead into, follow as `…:BASE::DATA::DATA` or `datadir+=DIR`.",
+        "",
+        "In a value, `\\` takes the next character literally, and",
         "double quotes around it protect commas. Empty options are skipped, a later option",
         "overrides an earlier one, and an unknown one is an error.",
         "",

@@ -151,6 +151,7 @@ def _open_layer(layer: Layer, opened: ExitStack) -> int:
 def _directories(stack: LayerStack, opened: ExitStack) -> list[tuple[str, str, int]]:
     """Parameter, path and descriptor of each directory, as the kernel wants them ordered."""
     found = [("lowerdir+", layer.path, _open_layer(layer, opened)) for layer in stack.lower]
+    found += [("datadir+", layer.path, _open_layer(layer, opened)) for layer in stack.data]
     if stack.upper is not None and stack.work is not None:
         found.append(("upperdir", stack.upper.path, stack.upper.fd))
         found.append(("workdir", stack.work, _open_directory(stack.work, opened)))
@@ -241,11 +242,12 @@ def _mount_by_page(stack: LayerStack, target: str) -> None:
 
 def _page(options: MountOptions, directories: list[tuple[str, str]]) -> bytes:
     """The option string of mount(2)."""
-    lower, upper, work = (
+    lower, data, upper, work = (
         [path for name, path in directories if name == wanted]
-        for wanted in ("lowerdir+", "upperdir", "workdir")
+        for wanted in ("lowerdir+", "datadir+", "upperdir", "workdir")
     )
-    items = [render(MountOptions(), lower, *upper, *work)]
+    layers = lower, next(iter(upper), None), next(iter(work), None), data
+    items = [render(MountOptions(), *layers)]
     for name, value in parameters(options):
         # The kernel's security modules know quotes, and nothing else holds a comma.
         text = f'"{value}"' if value and "," in value else value

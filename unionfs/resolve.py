@@ -11,6 +11,7 @@ the first one in a directory asks all of its layers (`lower`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -22,6 +23,8 @@ from unionfs import index, markers, system
 from unionfs.inodes import FileId, file_id
 from unionfs.place import Place, lstat_or_none
 from unionfs.stack import LayerStack
+
+_BLOCK: Final = 512
 
 SYMLINKS_MAX: Final = 40
 """As many symlinks as the kernel follows in one path (MAXSYMLINKS)."""
@@ -125,8 +128,15 @@ def top(stack: LayerStack, node: Node) -> Place:
 
 
 def data(stack: LayerStack, node: Node) -> Place:
-    """The place that has a regular file's data."""
-    return node.data or top(stack, node)
+    """The place that has a regular file's data.
+
+    Raises FileNotFoundError where the layers of data alone lack it.
+    """
+    if node.data is None:
+        return top(stack, node)
+    if node.data.layer in stack.data and not _is_regular(node.data):
+        raise _error(errno.ENOENT, node.data.path)
+    return node.data
 
 
 def status(stack: LayerStack, node: Node) -> os.stat_result:
@@ -135,7 +145,9 @@ def status(stack: LayerStack, node: Node) -> os.stat_result:
     if node.data is None:
         return found
     more = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
-    return os.stat_result(found[:10], more | {"st_blocks": node.data.status().st_blocks})
+    data = lstat_or_none(node.data.layer, node.data.path)
+    blocks = data.st_blocks if data else -(-found.st_size // _BLOCK)
+    return os.stat_result(found[:10], more | {"st_blocks": blocks})
 
 
 def _in_upper(stack: LayerStack, node: Node) -> Place:
@@ -335,22 +347,48 @@ def _with_data(
 
     directories: where place was found, by that name.
     """
-    if not stack.metacopy:
-        message = "a copy of metadata alone; use the option metacopy=on"
-        raise PermissionError(errno.EPERM, message, place.path)
+    lowest = None if place.layer.writable else place
     below: Place | None = None
     while True:
         redirect = markers.redirect_of(stack.prefix, place.layer.fd, place.path)
+        to_data = redirect if stack.data and redirect and redirect.startswith("/") else None
+        if to_data and place.layer is stack.lower[-1]:
+            # Nothing of what the options could forbid to follow lies in between.
+            return below or place, _of_data_alone(stack, to_data)
+        if not stack.metacopy:
+            message = "a copy of metadata alone; use the option metacopy=on"
+            raise PermissionError(errno.EPERM, message, place.path)
         if redirect is not None:
             directories, name = _redirected(stack, place, directories, redirect)
         directories = [each for each in directories if each.layer.index > place.layer.index]
         place, kind, status = next(_ask(stack, directories, name), (place, 0, None))
         if kind != stat.S_IFREG or status is None:
+            if to_data and lowest:
+                return below or lowest, _of_data_alone(stack, to_data)
             message = "a copy of metadata alone, and no layer below has the data; remove it"
             raise OSError(errno.EIO, message, place.path)
-        below = below or place
+        below = lowest = below or place
         if not _lacks_data(stack, place, status):
             return below, place
+
+
+def _of_data_alone(stack: LayerStack, redirect: str) -> Place:
+    """The place of a regular file in the first layer of data alone that has it.
+
+    In the first of all where none has: it is missed when it is needed (ovl_lookup_data_layers).
+    """
+    found = [Place(layer, redirect.lstrip("/")) for layer in stack.data]
+    return next(filter(_is_regular, found), found[0])
+
+
+def _is_regular(place: Place) -> bool:
+    with contextlib.suppress(OSError):
+        fd = system.open_beneath(place.layer.fd, place.path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+    return False
 
 
 def _hidden_by_aufs(directory: Place, name: str) -> bool:

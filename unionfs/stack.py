@@ -39,6 +39,8 @@ class LayerStack:
     upper, work: the writable layer and its scratch directory, both or neither; they lie on one
         filesystem and neither contains the other.
     options: what a mount of it, and the library, keep to.
+    data: directories that are not merged: only the absolute redirects of copies of metadata alone
+        lead into them, for files' data.
 
     layers: upper, where there is one, and the lower ones. lower: the read-only ones.
     prefix: of the extended attributes that are this stack's marks.
@@ -68,11 +70,12 @@ class LayerStack:
         work: str | os.PathLike[str] | None = None,
         *,
         options: MountOptions = MountOptions(),  # noqa: B008 - frozen
+        data: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if not lower:
             raise StackError(errno.EINVAL, "a stack needs at least one lower layer; name one")
-        if len(lower) > LAYERS_MAX:
-            message = f"{len(lower)} lower layers; overlayfs takes {LAYERS_MAX}, so merge some"
+        if (count := len(lower) + len(data)) > LAYERS_MAX:
+            message = f"{count} lower layers; overlayfs takes {LAYERS_MAX}, so merge some"
             raise StackError(errno.EINVAL, message, os.fspath(lower[-1]))
         if (upper is None) != (work is None):
             named = os.fspath(upper or work or "")
@@ -107,6 +110,9 @@ class LayerStack:
                 _opened(path, "lower", number, opened)
             self.layers: tuple[Layer, ...] = tuple(opened)
             self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
+            for number, path in enumerate(data, len(lower) + 1):
+                _opened(path, "lower", number, opened)
+            self.data: tuple[Layer, ...] = tuple(opened[len(self.layers) :])
             self.numbers = Numbers(layer.fd for layer in opened)
             self._check_writable()
             self.indexes = bool(decided.index and self.upper) and self.numbers.follows_handles(
@@ -130,7 +136,7 @@ class LayerStack:
             message = f"work is on another filesystem than upper {upper}; put both on one"
             raise StackError(errno.EXDEV, message, self.work)
         _check_apart("work", self.work, upper)
-        for layer in self.lower:
+        for layer in (*self.lower, *self.data):
             _check_apart("lower", layer.path, upper)
         foreign = sorted(set(os.listdir(self.work)) - MEMBERS)
         if foreign:
@@ -208,7 +214,8 @@ class LayerStack:
     def close(self) -> None:
         """Let go of the layers; the stack is of no use afterwards."""
         self.release()
-        layers, self.layers = self.layers, ()
+        layers = self.layers + self.data
+        self.layers = self.data = ()
         if self.index is not None:
             layers += (self.index,)
             self.index = None

@@ -221,11 +221,13 @@ class Layers:
     """The directories of one union below base, and the place to mount it.
 
     writable: False for a union without an upper. more: mount options that all doors are given.
+    data: whether the last lower layer is of data alone.
     """
 
     base: Path
     writable: bool = True
     more: str = ""
+    data: bool = False
 
     @property
     def lower(self) -> list[str]:
@@ -251,7 +253,8 @@ class Layers:
 
     @property
     def options(self) -> str:
-        options = "lowerdir=" + ":".join(self.lower)
+        *merged, last = self.lower
+        options = f"lowerdir={':'.join(merged)}:{':' * self.data}{last}"
         if self.writable:
             options += f",upperdir={self.upper},workdir={self.work}"
         return f"{options},{self.more}" if self.more else options
@@ -313,8 +316,10 @@ def library(layers: Layers) -> Iterator[Door]:
     """The library, in this process."""
     unionfs: Any = import_module("unionfs")
     upper, work = (layers.upper, layers.work) if layers.writable else (None, None)
-    options = parse(layers.more).options
-    with unionfs.LayerStack(layers.lower, upper, work, options=options) as stack:
+    parsed = parse(layers.options)
+    with unionfs.LayerStack(
+        parsed.lower, upper, work, options=parsed.options, data=parsed.data
+    ) as stack:
         yield cast(Door, unionfs.UnionFS(stack))
 
 

@@ -48,7 +48,7 @@ def _unions(scenarios: Iterable[Scenario]) -> dict[str, list[Scenario]]:
     """Which scenarios share a union, by the union's name."""
     unions: dict[str, list[Scenario]] = {}
     for scenario in scenarios:
-        shared = f"shared-{scenario.options}".replace(",", "-")
+        shared = f"shared{'-data' * scenario.data}-{scenario.options}".replace(",", "-")
         unions.setdefault(scenario.name if scenario.alone else shared, []).append(scenario)
     return unions
 
@@ -82,7 +82,7 @@ def observe(
     seen: dict[str, Observation] = {}
     places: dict[str, Layers] = {}
     for union, members in _unions(scenarios).items():
-        layers = Layers(base / union, members[0].writable, members[0].options)
+        layers = Layers(base / union, members[0].writable, members[0].options, members[0].data)
         prepare(layers, members)
         places[union] = layers
         seen.update(_play(opener, layers, members))

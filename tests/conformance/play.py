@@ -46,6 +46,7 @@ class Scenario:
     writable: False for a union without an upper (alone).
     confined: run with the union as the root of the filesystem.
     options: mount options that all doors are given.
+    data: whether the last of three lower layers is of data alone.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Scenario:
     writable: bool = True
     confined: bool = False
     options: str = ""
+    data: bool = False
 
 
 @final

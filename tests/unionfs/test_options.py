@@ -113,8 +113,10 @@ def test_what_fstab_and_other_programs_add_is_told_as_without_effect() -> None:
         ("xattr_permissions=3", r"option xattr_permissions takes 0\|1\|2, not '3'"),
         ("lowerdir=", "option lowerdir names no directory"),
         ("upperdir", "option upperdir names no directory"),
-        ("lowerdir=a::b", "option lowerdir has an empty path; data-only layers"),
-        ("datadir+=a", r"option datadir\+: data-only layers are not supported"),
+        ("lowerdir=a::", "option lowerdir takes TOP:…:BASE or TOP:…:BASE::DATA, not 'a::'"),
+        ("lowerdir=a::b:c", "option lowerdir takes TOP:…:BASE or TOP:…:BASE::DATA, not 'a::b:c'"),
+        ("lowerdir=:a", "option lowerdir takes"),
+        ("datadir+", r"option datadir\+ names no directory"),
         ("plugins=a", "option plugins: fuse-overlayfs' plugins are not supported"),
     ],
 )
@@ -203,12 +205,14 @@ all_options = st.builds(
     st.lists(paths | hostile),
     st.none() | paths | hostile,
     st.none() | paths | hostile,
+    st.lists(paths | hostile),
 )
 def test_rendered_options_are_read_back(
-    options: MountOptions, lower: list[str], upper: str | None, work: str | None
+    options: MountOptions, lower: list[str], upper: str | None, work: str | None, data: list[str]
 ) -> None:
-    text = render(options, lower, upper, work)
-    assert parse(text) == Parsed(lower, upper, work, options, [])
+    data = data if lower else []
+    text = render(options, lower, upper, work, data)
+    assert parse(text) == Parsed(lower, upper, work, options, [], data)
 
 
 @given(st.sampled_from(["lowerdir", "upperdir", "context", "uidmapping"]), st.text('\\,:"=01'))
@@ -217,7 +221,8 @@ def test_any_value_is_read_or_refused(name: str, value: str) -> None:
         parsed = parse(f"{name}={value}")
     except OptionError:
         return
-    assert parsed == parse(render(parsed.options, parsed.lower, parsed.upper, parsed.work))
+    layers = parsed.lower, parsed.upper, parsed.work, parsed.data
+    assert parsed == parse(render(parsed.options, *layers))
 
 
 def test_reference_is_up_to_date() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from unionfs import markers, mount_api, overlayfs
+from unionfs.mounting import list_mounts
 from unionfs.options import MountOptions, parse
 from unionfs.overlayfs import MountError, mount_overlay
 from unionfs.stack import LayerStack, StackError
@@ -146,6 +147,24 @@ def test_flags_of_the_mount(folder: Path, mount: Mounter) -> None:
             # noatime includes nodiratime, so the kernel shows no more than that
             assert set(names) - set(line.split()[5].split(",")) <= {"nodiratime"}
     assert "ro" in superblock(folder / "target")
+
+
+@pytest.mark.skipif(not markers.trusted_permitted(), reason="the kernel wants trusted. marks")
+def test_layers_of_data_alone(folder: Path, mount: Mounter) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    (folder / "two/blob").write_text("data")
+    (folder / "base/file").touch()
+    os.truncate(folder / "base/file", 4)
+    os.setxattr(folder / "base/file", "trusted.overlay.metacopy", b"")
+    os.setxattr(folder / "base/file", "trusted.overlay.redirect", b"/blob")
+    data = [folder / "one", folder / "two"]
+    options = parse("metacopy=on").options
+    with LayerStack([folder / "top", folder / "base"], options=options, data=data) as stack:
+        mount(stack, str(folder / "target"))
+    assert (folder / "target/file").read_text() == "data"
+    (active,) = [each for each in list_mounts() if each.target == str(folder / "target")]
+    assert active.data == (str(folder / "one"), str(folder / "two"))
 
 
 def test_options_of_overlayfs(folder: Path, mount: Mounter) -> None:

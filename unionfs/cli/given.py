@@ -52,7 +52,7 @@ class GivenLayers:
         upper, work = self.upper or parsed.upper, self.work or parsed.work
         if not writable and upper and not work:
             lower, upper = [upper, *lower], None
-        return LayerStack(lower, upper, work, options=parsed.options)
+        return LayerStack(lower, upper, work, options=parsed.options, data=parsed.data)
 
 
 def layer_options(command: _F) -> _F:
@@ -93,7 +93,9 @@ def opened(layers: GivenLayers, path: str) -> Iterator[tuple[LayerStack, str]]:
             yield stack, path
         return
     mount, inside = mount_of(path)
-    with LayerStack(mount.lower, mount.upper, mount.work, options=mount.options) as stack:
+    with LayerStack(
+        mount.lower, mount.upper, mount.work, options=mount.options, data=mount.data
+    ) as stack:
         yield stack, inside
 
 

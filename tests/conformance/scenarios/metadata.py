@@ -196,6 +196,25 @@ _MARKED_STORIES: tuple[tuple[str, tuple[Tree, ...], tuple[Step, ...]], ...] = (
     ),
 )
 
+_TO_DATA = {MARKS + "redirect": b"/store/f"}
+_DATA_ALONE: tuple[tuple[Tree, ...], ...] = (
+    ({"f": _copy(4, _TO_DATA)}, {}, {"f": file(b"none"), "hidden/g": file(b"no")}),
+    ({}, {"f": _copy(4, _TO_DATA), "d": directory()}, {"d/x": file(b"no")}),
+    ({"f": _copy(4)}, {"f": _copy(4, _TO_DATA)}, {}),
+    ({"f": _copy(4, {MARKS + "redirect": b"g"})}, {"g": _copy(4, _TO_DATA)}, {}),
+    ({"f": _copy(4)}, {}, {"f": file(b"data")}),
+)
+_DATA_STEPS = (
+    *_look("f"),
+    do("scandir", "."),
+    do("chmod", "f", 0o640),
+    *_look("f"),
+    do("rename", "f", "h"),
+    *_look("h"),
+    do("write", "h", b"D", 0),
+    *_look("h"),
+)
+
 _OFF: tuple[Step, ...] = (do("lstat", "f"), do("read", "f"), do("chmod", "f", 0o644))
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -220,6 +239,24 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(
         Scenario(f"metacopy-{name}", steps, lower=lower, options="metacopy=on")
         for name, lower, steps in _MARKED_STORIES
+    ),
+    *(
+        Scenario(
+            f"metacopy-data-{number}{kind}{options}",
+            _DATA_STEPS,
+            lower=(*lower[:2], {**lower[2], **more}),
+            options=options,
+            data=True,
+            alone=True,
+        )
+        for number, lower in enumerate(_DATA_ALONE)
+        for options in ("", "metacopy=on")
+        for kind, more in (
+            ("-there-", {"store/f": file(b"data")}),
+            ("-missing-", {"store": directory()}),
+            ("-directory-", {"store/f": directory()}),
+        )
+        if kind == "-there-" or number == 0
     ),
     Scenario("metacopy-off", _OFF, lower=({"f": _copy(4)}, {"f": file(b"data")})),
     Scenario("metacopy-off-without-data", _OFF, lower=({"f": _copy(4)},)),
