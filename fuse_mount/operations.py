@@ -231,10 +231,10 @@ class Operations(pyfuse3.Operations):
         known = self.inodes.known(parent, name)
         if known is not None:
             return known
-        node = resolve.lookup(self._stack, parent.node, name)
-        if node is None:
+        found = resolve.find(self._stack, parent.node, name)
+        if found is None:
             return None
-        return self.inodes.child(parent, name, node, resolve.top(self._stack, node).status())
+        return self.inodes.child(parent, name, *found)
 
     def _existing(self, parent: int, name: bytes) -> tuple[Inode, str, Inode]:
         directory, text = self.inodes[parent], os.fsdecode(name)

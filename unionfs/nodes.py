@@ -23,7 +23,7 @@ from typing import Final, final
 
 from unionfs import index, resolve, system
 from unionfs.place import join
-from unionfs.resolve import Node, lookup
+from unionfs.resolve import Node
 from unionfs.stack import LayerStack
 
 _NODES_MAX: Final = 1 << 17
@@ -54,6 +54,7 @@ class Nodes:
         self._stamps: dict[Node, _Stamp] = {}
         self._passing: list[tuple[Node, str]] = []  # what only this operation knows
         self._met: set[Node] = set()  # by this operation, which shall see one node an object
+        self._found: tuple[Node, os.stat_result] | None = None  # by this operation, at last
         self._shared = False
         self._changes = stack.changes
         self._reset()
@@ -70,6 +71,7 @@ class Nodes:
 
     def begin(self) -> None:
         """Forget what others may have changed."""
+        self._found = None
         self._met.clear()
         while self._passing:
             self._known.pop(self._passing.pop(), None)
@@ -95,7 +97,7 @@ class Nodes:
         self._known.pop((directory, name), None)
 
     def child(self, directory: Node, name: str) -> Node | None:
-        """As `lookup`; directory is the root, or was found since `begin`."""
+        """As `resolve.lookup`; directory is the root, or was found since `begin`."""
         key = directory, name
         try:
             node = self._known[key]
@@ -107,7 +109,9 @@ class Nodes:
         stamp = None
         if self._shared and directory.upper:
             stamp = self._stamp(join(directory.path, name))
-        node = lookup(self._stack, directory, name)
+        found = resolve.find(self._stack, directory, name)
+        self._found = found
+        node = found[0] if found else None
         self._known[key] = node
         if node is not None and (node.index is not None or node.data is not None):
             self._passing.append(key)  # a copy-up by another of its names changes it
@@ -155,7 +159,10 @@ class Nodes:
         Merged directories have one link: their subdirectories are not counted, which find(1)
         understands (ovl_getattr, fs/overlayfs/inode.c).
         """
-        found = resolve.status(self._stack, node)
+        if self._found and self._found[0] is node:
+            found = self._found[1]
+        else:
+            found = resolve.status(self._stack, node)
         numbers = self._stack.numbers
         links = found.st_nlink
         if node.is_merged:

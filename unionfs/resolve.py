@@ -179,8 +179,20 @@ def lookup(stack: LayerStack, parent: Node, name: str, *, indexed: bool = True) 
     lstat(2) raises.
     """
     found = _search(stack, places(stack, parent), _holding(stack, parent, name), name)
+    return _node(stack, parent, name, found, indexed) if found else None
+
+
+def find(stack: LayerStack, parent: Node, name: str) -> tuple[Node, os.stat_result] | None:
+    """As `lookup`, and `status` of the node, which a search has read for the most part."""
+    found = _search(stack, places(stack, parent), _holding(stack, parent, name), name)
     if not found:
         return None
+    node = _node(stack, parent, name, found, indexed=True)
+    elsewhere = node.index is not None or node.data is not None
+    return node, status(stack, node) if elsewhere else found.status
+
+
+def _node(stack: LayerStack, parent: Node, name: str, found: _Found, indexed: bool) -> Node:
     place, status = found.places[0], found.status
     upper = place.layer.writable
     names = [(parent, name)]
