@@ -375,7 +375,7 @@ def test_hostile_archives(other: Store, tmp_path: Path) -> None:
 
 def test_images_are_found_by_name_and_by_id(store: Store, make_image: MakeImage) -> None:
     app, base = make_image(store, "app:v1", BASE, TOP), make_image(store, "base", BASE)
-    assert named(store) == [app, base]
+    assert [*named(store)] == [app, base]
     digits = app.target.digest.partition(":")[2]
     config = app.images[0].manifest.config.digest
     for text in ("app:v1", "docker.io/library/app:v1", digits[:12], f"sha256:{digits}", config):

@@ -86,6 +86,16 @@ def test_layers_of_a_base_on_the_registry_are_mounted(
     assert how(pushed.moved) == ["mounted", "sent", "sent"]
 
 
+def test_a_broken_image_does_not_keep_others_from_being_pushed(
+    server: Proxy, store: Store, make_image: MakeImage
+) -> None:
+    with server.running() as host:
+        broken = make_image(store, f"{host}/base", BASE)
+        os.unlink(store.blobs.path(broken.target.digest))
+        make_image(store, f"{host}/app", TOP)
+        push(store, f"{host}/app", access=EAGER)
+
+
 def test_all_platforms_or_one(
     server: Proxy, store: Store, other: Store, make_image: MakeImage
 ) -> None:

@@ -119,9 +119,15 @@ class Named:
         return walk(Stored(store), target, what_is_there)
 
 
-def named(store: Store) -> list[Named]:
-    """What all names stand for, sorted. Raises OSError for a broken image."""
-    return [load(store, row.name) for row in store.names]
+def named(store: Store, domain: str | None = None) -> Iterator[Named]:
+    """What the names stand for, sorted; without broken images, about which `load` raises.
+
+    domain: only names on that registry.
+    """
+    for row in store.names:
+        if domain is None or Reference.parse(row.name).domain == domain:
+            with suppress(OSError):
+                yield load(store, row.name)
 
 
 def find(store: Store, text: str) -> Named:

@@ -24,7 +24,7 @@ from unionfs.images.library import find, named
 from unionfs.images.platform import Platform
 from unionfs.images.reference import Reference
 from unionfs.images.registry import Repository
-from unionfs.images.source import everything, only
+from unionfs.images.source import blobs_of, everything, only
 from unionfs.store import Store
 
 _MOST_SOURCES: Final = 3
@@ -169,8 +169,9 @@ def _send(
 def _other_repositories(store: Store, name: Reference) -> dict[str, tuple[str, ...]]:
     """For blobs by digest, other repositories of the same registry that should have them."""
     found: dict[str, dict[str, None]] = {}
-    for other in named(store):
-        if other.name.domain == name.domain and other.name.path != name.path:
-            for blob in other.graph(store).blobs:
-                found.setdefault(blob.digest, {})[other.name.path] = None
+    for other in named(store, name.domain):
+        if other.name.path != name.path:
+            for image in other.images:
+                for blob in blobs_of(image.manifest):
+                    found.setdefault(blob.digest, {})[other.name.path] = None
     return {digest: tuple(paths)[:_MOST_SOURCES] for digest, paths in found.items()}
