@@ -1,0 +1,133 @@
+"""The fast path: what costs no request, what passes the program by, and what is left to Python.
+
+That its answers are right is the conformance suite's to show, which plays it with passthrough and
+without, the doors fuse and fuse-cached.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fuse_mount import accelerate
+from tests.conformance.doors import Folder, Layers, Opener, fuse, fuse_cached
+from tests.tree import build, file
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts"),
+    pytest.mark.skipif(not accelerate.AVAILABLE, reason="the fast path was not built"),
+]
+
+_LARGE = 4 << 20  # bytes
+_FEW = 1 << 16  # bytes that requests and replies come to, beside the data
+
+
+@contextmanager
+def _mounted(layers: Layers, opener: Opener = fuse) -> Iterator[Folder]:
+    with opener(layers) as door:
+        assert isinstance(door, Folder)
+        yield door
+    assert layers.complaints() == []
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Layers:
+    made = Layers(tmp_path)
+    made.make()
+    return made
+
+
+def _moved(door: Folder) -> dict[str, int]:
+    """What the mount's program has read and written so far: calls and bytes."""
+    assert door.program
+    text = Path(f"/proc/{door.program.pid}/io").read_text()
+    return {name: int(value) for name, value in (line.split(": ") for line in text.splitlines())}
+
+
+def test_a_known_tree_costs_no_request(layers: Layers) -> None:
+    build(layers.lower[0], {f"d/{number}": file(b"x") for number in range(50)})
+    with _mounted(layers) as door:
+        folder = Path(layers.target, "d")
+
+        def look() -> list[os.stat_result]:
+            assert not folder.joinpath("absent").exists()
+            return [folder.joinpath(name).stat() for name in os.listdir(folder)]
+
+        look()
+        seen = look()
+        before = _moved(door)
+        for _ in range(10):
+            assert look() == seen
+        assert _moved(door)["syscr"] == before["syscr"]
+
+
+def test_data_of_upper_passes_the_program_by(layers: Layers) -> None:
+    with _mounted(layers) as door:
+        path = Path(layers.target, "large")
+        before = _moved(door)
+        path.write_bytes(b"x" * _LARGE)
+        assert path.read_bytes() == b"x" * _LARGE
+        after = _moved(door)
+    assert after["rchar"] - before["rchar"] < _FEW
+    assert after["wchar"] - before["wchar"] < _FEW
+
+
+def test_without_passthrough_data_is_read_once(layers: Layers) -> None:
+    build(layers.lower[0], {"large": file(b"x" * _LARGE)})
+    with _mounted(layers, fuse_cached) as door:
+        path = Path(layers.target, "large")
+        assert path.read_bytes() == b"x" * _LARGE
+        before = _moved(door)
+        assert path.read_bytes() == b"x" * _LARGE
+        assert _moved(door)["rchar"] - before["rchar"] < _FEW
+
+
+def test_a_lower_file_is_opened_when_it_is_read(layers: Layers) -> None:
+    """And stays readable when its name goes before that."""
+    build(layers.lower[0], {"file": file(b"lower"), "other": file(b"other")})
+    with _mounted(layers) as door:
+        target = Path(layers.target)
+        assert door.program
+        descriptors = Path(f"/proc/{door.program.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        opened = [os.open(target / "file", os.O_RDONLY) for _ in range(20)]
+        assert len(list(descriptors.iterdir())) == before
+        target.joinpath("file").unlink()
+        assert [os.pread(fd, 9, 0) for fd in opened] == [b"lower"] * 20
+        assert len(list(descriptors.iterdir())) == before + 1
+        other = os.open(target / "other", os.O_RDONLY)
+        os.rename(target / "other", target / "file")
+        target.joinpath("file").write_bytes(b"upper")
+        assert os.pread(other, 9, 0) == b"upper"
+        for fd in [*opened, other]:
+            os.close(fd)
+
+
+def test_a_listing_goes_on_while_names_come_and_go(layers: Layers) -> None:
+    """No name that stays is left out or listed twice, wherever the reading stands."""
+    stay = {f"stay-{number:04}" for number in range(2000)}
+    build(layers.lower[0], {f"d/{name}": file(b"") for name in stay})
+    build(layers.lower[0], {f"d/go-{number}": file(b"") for number in range(500)})
+    with _mounted(layers):
+        folder = Path(layers.target, "d")
+        seen = []
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries):
+                seen.append(entry.name)
+                if number % 100 == 0 and number < 40000:
+                    folder.joinpath(f"come-{number}").touch()
+                    folder.joinpath(f"go-{number // 100}").unlink(missing_ok=True)
+        assert sorted(name for name in seen if name.startswith("stay")) == sorted(stay)
+
+
+@pytest.mark.parametrize("option", ["debug", "static_nlink", "squash_to_root", "index=on"])
+def test_options_that_only_python_knows(layers: Layers, option: str) -> None:
+    """The mount is slower and right."""
+    build(layers.lower[0], {"d/file": file(b"lower")})
+    layers = Layers(layers.base, more=option)
+    with fuse(layers):
+        path = Path(layers.target, "d/file")
+        path.write_bytes(b"new")
+        assert path.read_bytes() == b"new"
