@@ -415,6 +415,22 @@ def test_an_ordinary_user_ends_it_by_a_signal(union: Union) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "lower\n", "")
 
 
+def test_an_ordinary_user_takes_down_a_mount_whose_program_was_killed(union: Union) -> None:
+    done = _as_user(
+        union,
+        f"""
+        $mount -f --log /dev/null target &
+        while ! grep -q " $PWD/target " /proc/self/mountinfo; do :; done
+        cat target/file
+        kill -KILL $!
+        wait $! 2>/dev/null || true
+        {sys.executable} -m unionfs.cli umount target
+        ! grep " $PWD/target " /proc/self/mountinfo
+        """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "lower\n", "")
+
+
 def test_what_an_ordinary_user_may_not(union: Union) -> None:
     """allow_other without user_allow_other; a target that is not theirs. fusermount3's words."""
     done = _as_user(union, "$mount -o allow_other target")
