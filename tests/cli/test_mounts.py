@@ -140,7 +140,7 @@ def _listed(call: Call, folder: Path) -> list[str]:
 
 def _await_mount(target: Path) -> None:
     """Until something is mounted: the kernel tells of every change of the table."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as table:
         changes = select.poll()
         changes.register(table, select.POLLPRI)
         while f" {target} " not in table.read():

@@ -366,7 +366,7 @@ def _await_mount(daemon: subprocess.Popen[bytes], target: str) -> None:
     """Return once something is mounted at target: the kernel tells of every change."""
     pidfd = os.pidfd_open(daemon.pid)
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
             changes = select.poll()
             changes.register(mounts, select.POLLPRI)
             changes.register(pidfd, select.POLLIN)
