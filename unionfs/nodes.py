@@ -106,6 +106,7 @@ class Nodes:
         else:
             if node is None or self._is_current(node):
                 return node
+            self._stamps.pop(node, None)
         stamp = None
         if self._shared and directory.upper:
             stamp = self._stamp(join(directory.path, name))
@@ -122,7 +123,7 @@ class Nodes:
     def _meet(self, node: Node, stamp: _Stamp | None) -> None:
         """Note that a node was looked up; stamp: its directory's in upper from before that."""
         self._met.add(node)
-        if stamp:
+        if stamp and node.upper and node.is_dir:
             clock = _CLOCK if stamp[1] % 10**9 else _COARSE_CLOCK
             if stamp[1] + clock < time.time_ns():
                 self._stamps[node] = stamp
