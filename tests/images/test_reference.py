@@ -182,6 +182,27 @@ def test_skopeo_reads_it_the_same(image: Path, text: str) -> None:
     assert _written_by_skopeo(image, text) == wanted
 
 
+@pytest.mark.parametrize(
+    "digest",
+    [
+        *(SHA, SHA512, "sha256:ff", "sha256:" + "f" * 34, "sha256:" + "F" * 64),
+        *("md5:" + "f" * 32, f"{SHA}:v1", f"{SHA}@{SHA}", "sha256:" + "g" * 64),
+    ],
+)
+def test_skopeo_takes_the_same_digests(digest: str) -> None:
+    """It gets as far as the registry, where nobody is, with those that are digests."""
+    text = f"localhost:1/app@{digest}"
+    command = ("skopeo", "inspect", "--tls-verify=false", f"docker://{text}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    taken = "connection refused" in done.stderr
+    if taken:
+        assert str(Reference.parse(text)) == text
+    else:
+        with pytest.raises(InvalidReference):
+            Reference.parse(text)
+    assert taken == (digest in (SHA, SHA512))
+
+
 _PARTS = st.from_regex(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*", fullmatch=True)
 
 
