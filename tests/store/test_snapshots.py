@@ -80,6 +80,33 @@ def test_from_prepare_to_commit_to_view(snapshots: Snapshots, tmp_path: Path) ->
     assert [*snapshots.walk()] == []
 
 
+def test_layers_below_have_indexes_beside_them(
+    snapshots: Snapshots, store: Store, tmp_path: Path
+) -> None:
+    """Made when one is read without the kernel, never of what may be written, gone with it."""
+    with mounted(snapshots.prepare("preparing"), tmp_path / "root") as root:
+        (root / "a/b").mkdir(parents=True)
+    snapshots.commit("base", "preparing")
+    snapshots.prepare("next", "base")
+
+    def kept() -> int:
+        return len([*tmp_path.glob("store/snapshots/*/*-*-t")])
+
+    assert kept() == 0
+    with snapshots.directories("next").open() as stack:
+        union = unionfs.UnionFS(stack)
+        assert union.listdir("a") == ["b"]
+        assert kept() == 1
+        union.makedirs("a/b/c")
+    snapshots.commit("top", "next")
+    with snapshots.directories("top").open() as stack:
+        assert unionfs.UnionFS(stack).listdir("a/b") == ["c"]
+        assert kept() == 2
+    snapshots.remove("top")
+    store.gc()
+    assert kept() == 1
+
+
 def test_the_kinds_of_errors(snapshots: Snapshots, store: Store) -> None:
     snapshots.prepare("active")
     snapshots.prepare("other")
