@@ -63,6 +63,14 @@ def read(files: Files, path: str) -> bytes:
         return file.read(fields.LARGEST + 1)  # one byte more is told as an error when it is parsed
 
 
+def chunks(file: BinaryIO, start: int) -> Iterator[bytes]:
+    """The bytes of a file from some place on; it is closed at the end."""
+    with file:
+        file.seek(start)
+        while chunk := file.read(_BLOCK):
+            yield chunk
+
+
 def add_bytes(sink: Sink, path: str, data: bytes) -> None:
     """Write a file that is in memory."""
     sink.add(path, io.BytesIO(data), len(data))

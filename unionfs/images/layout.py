@@ -22,7 +22,7 @@ from typing import Any, Final, final
 from unionfs.images import files as of_files
 from unionfs.images.documents import REF_NAME, Descriptor, Index
 from unionfs.images.fields import InvalidDocument
-from unionfs.images.files import Chunks, Files, Sink, add_bytes
+from unionfs.images.files import Chunks, Files, Sink, add_bytes, chunks
 from unionfs.images.reference import Reference
 from unionfs.images.source import Graph, Source
 
@@ -68,10 +68,7 @@ class Layout:
 
     def chunks(self, descriptor: Descriptor, start: int) -> Iterator[bytes]:
         """See `Source`."""
-        with self.files.open(blob_path(descriptor.digest)) as file:
-            file.seek(start)
-            while chunk := file.read(_READ):
-                yield chunk
+        return chunks(self.files.open(blob_path(descriptor.digest)), start)
 
 
 def _names_of(target: Descriptor) -> list[str]:

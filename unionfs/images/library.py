@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 from unionfs.images.documents import OCI_CONFIG, OCI_MANIFEST, Config, Descriptor, Manifest
+from unionfs.images.files import chunks
 from unionfs.images.platform import Platform, best
 from unionfs.images.reference import InvalidReference, Reference
 from unionfs.images.source import Graph, blobs_of, read_config, walk, what_is_there
@@ -28,7 +29,6 @@ from unionfs.stack import LayerStack
 from unionfs.store import NotFound, Store
 
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
-_READ: Final = 1 << 20
 _DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 _DOCKER_LAYERS: Final = {
     _DOCKER_LAYER: MEDIA_TYPES["none"],
@@ -51,10 +51,7 @@ class Stored:
 
     def chunks(self, descriptor: Descriptor, start: int) -> Iterator[bytes]:
         """See `Source`."""
-        with self.store.blobs.open(descriptor.digest) as file:
-            file.seek(start)
-            while chunk := file.read(_READ):
-                yield chunk
+        return chunks(self.store.blobs.open(descriptor.digest), start)
 
 
 @final

@@ -17,17 +17,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, Final, cast, final
+from typing import Any, cast, final
 
 from unionfs.images import fields
 from unionfs.images import files as of_files
 from unionfs.images.documents import OCI_CONFIG, OCI_MANIFEST, Config, Descriptor, Manifest
 from unionfs.images.fields import InvalidDocument
-from unionfs.images.files import Files
+from unionfs.images.files import Files, chunks
 from unionfs.images.layout import SAVED, Listed
 from unionfs.layers.streams import MAGIC_SIZE, MEDIA_TYPES, compression_of
-
-_READ: Final = 1 << 20
 
 
 @final
@@ -54,10 +52,7 @@ class Saved:
 
     def chunks(self, descriptor: Descriptor, start: int) -> Iterator[bytes]:
         """See `Source`."""
-        with self._files.open(self._paths[descriptor.digest]) as file:
-            file.seek(start)
-            while chunk := file.read(_READ):
-                yield chunk
+        return chunks(self._files.open(self._paths[descriptor.digest]), start)
 
     def _image(self, entry: fields.Data) -> Listed:
         """Make the manifest of one image."""
