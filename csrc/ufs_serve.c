@@ -1237,9 +1237,14 @@ static int list_name(struct turn *turn, struct ufs_node *directory, const char *
         found = read_status(turn, node, &status) ? UFS_ABSENT : UFS_FOUND;
     if (found == UFS_ABSENT || found == -ENOENT)
         return 0; /* removed since it was listed */
-    if (found < 0)
-        return found;
     dirent = dirent_room(turn, most, length, plus, &out);
+    if (found < 0) {
+        /* out stays all 0: the kernel asks for the name by itself, and hears of the error then */
+        if (dirent)
+            fill_dirent(dirent, name, length, entry->inode ? entry->inode : 1,
+                        offset_of(entry->hash), entry->type);
+        return dirent ? 0 : UFS_FORWARD;
+    }
     if (!dirent) {
         ufs_drop_unused(turn->table, node);
         return UFS_FORWARD;

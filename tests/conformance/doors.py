@@ -345,9 +345,7 @@ def fuse_pure(layers: Layers) -> Iterator[Door]:
 
 
 @contextmanager
-def _fuse_mount(
-    layers: Layers, environment: dict[str, str], *more: str
-) -> Iterator[Door]:
+def _fuse_mount(layers: Layers, environment: dict[str, str], *more: str) -> Iterator[Door]:
     options = ",".join([layers.options, "allow_other", *more])
     command = [sys.executable, "-m", "fuse_mount", "-f", "--log", str(layers.log), "-o", options]
     with subprocess.Popen([*command, layers.target], env={**os.environ, **environment}) as daemon:
