@@ -3,7 +3,7 @@
 # make bench     unionmount's speed beside other unions', as a page in build/bench
 # make bench-layers  its speed at unpacking and making layers beside umoci's, skopeo's and tar's
 # make bench-containers  what containers cost to make and to mount
-# make sanitize  the C extension's tests under the address and undefined-behaviour sanitizers
+# make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make crashes   the mount program and the store killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
@@ -46,10 +46,10 @@ sanitize: $(VENV)/ready
 	rm -rf $(SANITIZED)
 	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover" \
 		$(PYTHON) setup.py -q build --build-base build/objects --build-lib $(SANITIZED)
-	cp -r tests $(SANITIZED)
+	cp -r tests pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider tests/unionfs/test_system.py \
-		tests/fuse_mount/test_requests.py
+		PYTHONPATH="$$PWD" $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider \
+		tests/unionfs/test_system.py tests/fuse_mount tests/conformance -k "not (library or pure)"
 
 # In mounts of its own: for as long as another process has copies of them, the kernel mounts no
 # upper with an index again.
