@@ -169,7 +169,8 @@ class MountOptions:
     xino: str | None = _option(
         None,
         _words("on", "auto", "off"),
-        "Put the layer's number into the inode number, where layers lie on several filesystems.",
+        "Put the layer's number into the inode number, where layers lie on several filesystems; "
+        "always so by FUSE.",
     )
     verity: str | None = _option(
         None, _words("off", "on", "require"), "fs-verity digests in metacopy files.", fuse=False
