@@ -5,8 +5,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ UNIFIED = (
     'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"',
     "sh",
 )
+PATIENCE = 120  # seconds after which a process counts as hung
 BEFORE = {"crun": UNIFIED, "runc": ()}
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -49,13 +49,6 @@ def run(request: pytest.FixtureRequest, store: Store) -> Run:
         )
 
     return call
-
-
-def written(file: Path) -> str:
-    """What a file says, once it does: runtimes write a pid a moment after the process starts."""
-    while not file.exists() or not (text := file.read_text()):
-        time.sleep(0.01)
-    return text
 
 
 def said(done: "subprocess.CompletedProcess[str]") -> str:
@@ -106,26 +99,34 @@ def test_volumes_and_read_only(run: Run, tmp_path: Path) -> None:
     assert "Read-only file system" in done.stderr
 
 
+@contextlib.contextmanager
+def started(store: Store, runtime: str, script: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`unionmount run` of a container called mine, whose script has said that it is ready."""
+    arguments = [*command(store, runtime), "--name", "mine", "box", "sh", "-c", script]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == b"ready\n"
+            yield process
+        except BaseException:
+            process.kill()  # the container ends with the fixture
+            raise
+
+
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_a_signal_reaches_the_container(store: Store, runtime: str) -> None:
     script = "trap 'exit 9' TERM; echo ready; while true; do sleep 0.1; done"
-    arguments = [*command(store, runtime), "--rm", "box", "sh", "-c", script]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
+    with started(store, runtime, script) as process:
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 9
-    assert Containers(store).list() == []
+        assert process.wait(PATIENCE) == 9
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_a_container_that_is_killed(store: Store, runtime: str) -> None:
-    arguments = [*command(store, runtime), "--name", "mine", "box"]
-    script = "echo ready; exec sleep 1000"
-    with subprocess.Popen([*arguments, "sh", "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        pid = int(written(Path(f"{store.root}/containers/mine/pid")))
-        os.kill(pid, signal.SIGKILL)
-        assert process.wait() == 128 + signal.SIGKILL
+    with started(store, runtime, "echo ready; exec sleep 1000") as process:
+        (state,) = os.listdir(f"{store.root}/run")
+        kill = (runtime, f"--root={store.root}/run", "kill", state, "KILL")
+        subprocess.run([*BEFORE[runtime], *kill], check=True)
+        assert process.wait(PATIENCE) == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("run", ["runc"], indirect=True)

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from types import FrameType
 from typing import Any, Final, Literal, final
 
@@ -25,6 +26,7 @@ from unionfs.store import FailedPrecondition, Store
 from unionfs.union import UnionFS
 
 RUNTIMES: Final = ("crun", "runc")
+_DIGITS: Final = 8
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 State = Literal["created", "running", "paused", "stopped"]
@@ -97,17 +99,15 @@ class Runtime:
         os.makedirs(state, mode=0o700, exist_ok=True)
         unlimited = os.path.basename(self.program) == "crun" and not limited
         flags = ["--cgroup-manager=disabled"] if unlimited else []
-        return [self.program, f"--root={state}", *flags, action, *arguments, name]
+        # control groups are named so, and other stores may have a container of that name
+        called = f"{name}-{sha256(os.fsencode(self.store.root)).hexdigest()[:_DIGITS]}"
+        return [self.program, f"--root={state}", *flags, action, *arguments, called]
 
     def _bundle(self, name: str) -> str:
         return f"--bundle={Containers(self.store).folder(name)}"
 
-    def _pid_file(self, name: str) -> str:
-        return f"--pid-file={Containers(self.store).folder(name)}/pid"
-
     def _wait(self, name: str, options: RunOptions, output: int | None) -> int:
-        arguments = (self._bundle(name), self._pid_file(name))
-        command = self._command("run", name, *arguments, limited=options.limited)
+        command = self._command("run", name, self._bundle(name), limited=options.limited)
         given = None if output is None else subprocess.DEVNULL
         with (
             subprocess.Popen(command, stdin=given, stdout=output, stderr=output) as process,
@@ -119,7 +119,7 @@ class Runtime:
 
     def _detach(self, name: str, options: RunOptions) -> int:
         folder = Containers(self.store).folder(name)
-        arguments = ("--detach", self._bundle(name), self._pid_file(name))
+        arguments = ("--detach", self._bundle(name), f"--pid-file={folder}/pid")
         command = self._command("run", name, *arguments, limited=options.limited)
         with open(f"{folder}/log", "ab") as log:
             # the log is the container's too: what the runtime says of a failure is at its end
