@@ -148,7 +148,7 @@ class Nodes:
         return None if follow and node.kind == stat.S_IFLNK else node
 
     def recall(self, path: str) -> os.stat_result | None:
-        """The status of what is at path, if that was told before and is sure to be the same."""
+        """`begin`; then the status at path, if it was told before and is sure to be the same."""
         self.begin()
         return self._answers.get(path)
 

@@ -48,10 +48,14 @@ def _operation(
                 finally:
                     self._nodes.end()
         except OSError as error:
-            message = error.strerror or os.strerror(error.errno or 0)
-            raise OSError(error.errno, message, text) from error
+            raise _of_path(error, text) from error
 
     return run
+
+
+def _of_path(error: OSError, path: str) -> OSError:
+    """The same error, of the path that was given."""
+    return OSError(error.errno, error.strerror or os.strerror(error.errno or 0), path)
 
 
 @final
@@ -126,24 +130,25 @@ class UnionFS:
 
     def stat(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat."""
-        text = os.fspath(path)
-        with self.stack.lock:
-            known = self._nodes.recall(text)
-        return known or self._stat(text, follow_symlinks)
+        return self._stat(os.fspath(path), follow_symlinks)
 
     def lstat(self, path: str | os.PathLike[str]) -> os.stat_result:
         """As os.lstat."""
-        text = os.fspath(path)
-        with self.stack.lock:
-            known = self._nodes.recall(text)
-        return known or self._stat(text, False)
+        return self._stat(os.fspath(path), False)
 
-    @_operation
     def _stat(self, path: str, follow: bool) -> os.stat_result:
-        node = self._nodes.find(path, follow=follow)
-        if node is not None:
-            return self._nodes.status(node, path)
-        return self._nodes.status(self._node(path, follow=follow))
+        """An operation by itself: no other is called as often."""
+        try:
+            with self.stack.lock:
+                known = self._nodes.recall(path)
+                if known is not None:
+                    return known
+                node = self._nodes.find(path, follow=follow)
+                if node is not None:
+                    return self._nodes.status(node, path)
+                return self._nodes.status(self._node(path, follow=follow))
+        except OSError as error:
+            raise _of_path(error, path) from error
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """As os.path.exists."""
