@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -263,6 +264,20 @@ def test_devices_are_left_out_on_request(tmp_path: Path) -> None:
 
     unpack(tmp_path, archive(fill), rights=Rights(devices=False))
     assert os.listdir(tmp_path / "layer") == ["pipe"]
+
+
+def test_what_another_thread_cannot_complete(tmp_path: Path) -> None:
+    """Of many small files, one has an attribute that no file takes."""
+
+    def fill(tar: tarfile.TarFile) -> None:
+        for number in range(300):
+            records = {"SCHILY.xattr.nonsense": "x"} if number == 7 else {}
+            text(tar, f"file{number}", b"data", pax_headers=records)
+
+    before = threading.active_count()
+    refused(tmp_path, archive(fill), "file7", "not supported")
+    assert threading.active_count() == before
+    assert len(os.listdir("/proc/self/fd")) < 100
 
 
 def test_more_than_the_limit_of_bytes(tmp_path: Path) -> None:
