@@ -325,6 +325,8 @@ def rename(
         system.rename(upper.fd, old_path, upper.fd, new_path, system.RENAME_EXCHANGE)
     else:
         with _losing(stack, new, (new_parent, new_name)):
+            if new is not None and new.is_dir and new.upper:
+                _empty(stack, new, new_path)
             _replace(stack, old_parent, old_name, old, new_path)
     old.names.remove((old_parent, old_name))
     old.names.append((new_parent, new_name))
@@ -432,8 +434,6 @@ def _replace(stack: LayerStack, old_parent: Node, old_name: str, old: Node, new_
     below = exists_below(stack, old_parent, old_name)
     there = lstat_or_none(upper, new_path)
     whiteout = there is not None and markers.is_whiteout(stack.prefix, upper.fd, new_path, there)
-    if there is not None and stat.S_ISDIR(there.st_mode):
-        _empty(stack, new_path)
     if below and whiteout:
         system.rename(upper.fd, old_path, upper.fd, new_path, system.RENAME_EXCHANGE)
     elif below:
@@ -462,7 +462,7 @@ def _rename_and_cover(stack: LayerStack, old_parent: Node, old_path: str, new_pa
             workdir.move_in(draft, upper.fd, old_path)
 
 
-def _empty(stack: LayerStack, path: str) -> None:
+def _empty(stack: LayerStack, directory: Node, path: str) -> None:
     """Exchange a directory of upper that holds nothing but whiteouts for an empty opaque one.
 
     It is to be replaced, but is seen until then, and stays if the process dies (ovl_clear_empty).
@@ -475,6 +475,7 @@ def _empty(stack: LayerStack, path: str) -> None:
             copy_attributes(stack.prefix, place, place.status(), workdir.fd, draft)
             system.set_xattr(workdir.fd, draft, stack.prefix + markers.OPAQUE, markers.YES)
             workdir.move_in(draft, upper.fd, path, system.RENAME_EXCHANGE)
+            directory.lower, directory.opaque = (), True
             workdir.discard(draft)
 
 

@@ -80,8 +80,11 @@ class WorkDir:
         return f"#{next(self._names):x}"
 
     def discard(self, name: str) -> None:
-        """Remove what is called name in `work/`, directories with all in them; it may be gone."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove what is called name in `work/`, directories with all in them; it may be gone.
+
+        No error: what cannot be removed is in nobody's way, and the next writer tries again.
+        """
+        with contextlib.suppress(OSError):
             try:
                 os.unlink(name, dir_fd=self.fd)
             except IsADirectoryError:

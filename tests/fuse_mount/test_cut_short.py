@@ -44,7 +44,7 @@ def test_killed_at_every_step(tmp_path: Path, name: str) -> None:
     assert killed
 
 
-@pytest.mark.parametrize("name", _some("unlink-lower", "rename-lower-directory"))
+@pytest.mark.parametrize("name", _some("rename-over-emptied", "rename-lower-directory"))
 def test_told_of_an_error_at_every_step(tmp_path: Path, name: str) -> None:
     """The client is told too, unless the union can do without; what the mount shows is true."""
     case = Case(tmp_path / "union", CHANGES[name])
