@@ -26,6 +26,7 @@ enum {
     UFS_FORWARDED_MAX = 1 << 17,     /* and the most that pyfuse3 is asked to */
     UFS_CACHED_MAX = 128 << 10,      /* larger files are worth their setting up of passthrough */
     UFS_COPY_MAX = 64 << 20,         /* bytes that one thread is busy copying */
+    UFS_GIVEN_MAX = 32 << 10,        /* bytes of files that the kernel need not ask for */
     UFS_QUICK_MAX = 64 << 10,        /* bytes that are read or written while others wait */
     UFS_FORWARD = 1,                 /* instead of a negative errno: pyfuse3 shall answer */
     UFS_SILENT = 2,                  /* the kernel waits for no reply */
@@ -556,12 +557,38 @@ static bool may_be_idle(const struct ufs_session *session, const struct ufs_node
            && !(node->flags & (UFS_UPPER | UFS_PINNED)) && !(node->open && node->open->backing);
 }
 
+/* Give the kernel the data of a small file that is opened for the first time, if that is at hand:
+ * it is spared a request for it. */
+static void give_data(struct turn *turn, struct ufs_node *node)
+{
+    struct {
+        struct fuse_out_header head;
+        struct fuse_notify_store_out body;
+    } note = { .head.error = FUSE_NOTIFY_STORE, .body.nodeid = node->id };
+    char *data = turn->reply + turn->length;
+    struct iovec part = { data, UFS_GIVEN_MAX + 1 };
+    struct iovec parts[] = { { &note, sizeof note }, { data, 0 } };
+    int fd = ufs_wake_idle(turn->table, node);
+    ssize_t length = fd == -1 ? -1 : preadv2(fd, &part, 1, 0, RWF_NOWAIT);
+
+    node->flags |= UFS_GIVEN;
+    if (length <= 0 || length > UFS_GIVEN_MAX)
+        return;
+    note.head.len = (uint32_t)(sizeof note + (size_t)length);
+    note.body.size = (uint32_t)length;
+    parts[1].iov_len = (size_t)length;
+    length = writev(turn->session->device, parts, 2);
+    (void)length; /* the kernel will ask then */
+}
+
 static int open_idle(struct turn *turn, struct ufs_node *node)
 {
     struct fuse_open_out *out = room(turn, sizeof *out);
 
     if (ufs_open_idle(node))
         return -ENOMEM;
+    if (!(node->flags & UFS_GIVEN))
+        give_data(turn, node);
     out->fh = UFS_IDLE | node->id;
     out->open_flags = UFS_FOPEN_NOFLUSH | FOPEN_KEEP_CACHE;
     return 0;

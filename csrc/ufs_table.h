@@ -25,6 +25,7 @@ enum {
     UFS_LINKED = 1 << 6,      /* further names of its file are names of it */
     UFS_AUFS_KNOWN = 1 << 7,  /* UFS_AUFS is right */
     UFS_AUFS = 1 << 8,        /* its directory in upper holds AUFS' whiteouts */
+    UFS_GIVEN = 1 << 9,       /* the kernel was given all its data once */
 };
 
 /* index: what it holds, where that is known; data is NULL where not. */

@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -33,6 +34,8 @@ from unionfs.stack import LayerStack
 if TYPE_CHECKING:
     from fuse_mount.device import Connection
 
+_MOMENT: Final = 2.0
+"""Seconds within which the program of a mount that was taken down ends."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = logging.getLogger(__name__)
@@ -121,8 +124,21 @@ def _stack(command: Command, held: ExitStack) -> LayerStack:
     )
     held.enter_context(stack)
     if not stack.options.ro:
-        stack.claim()
+        _claim(stack)
     return stack
+
+
+def _claim(stack: LayerStack) -> None:
+    """Hold the upper, which a mount that has just been taken down may still have for a moment."""
+    patience = time.monotonic() + _MOMENT
+    while True:
+        try:
+            stack.claim()
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > patience:
+                raise
+        time.sleep(_MOMENT / 100)
 
 
 def _settled(command: Command) -> MountOptions:
