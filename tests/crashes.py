@@ -13,12 +13,14 @@ from typing import final
 
 from tests.conformance.doors import RENAME_EXCHANGE, Door, Layers, kernel, library
 from tests.tree import (
+    MARKS,
     Seen,
     Tree,
     View,
     build,
     directory,
     file,
+    hard_link,
     opaque,
     snapshot,
     sparse,
@@ -27,6 +29,7 @@ from tests.tree import (
     whiteout,
 )
 from unionfs import LayerStack, UnionFS, fsck
+from unionfs.options import parse
 
 LOWER: Tree = {
     "file": file(b"lower file", 0o640, 1, 2, {"user.mine": b"value"}),
@@ -38,6 +41,10 @@ LOWER: Tree = {
     "empty": directory(),
     "hidden": file(b"hidden"),
     "hidden-too": file(),
+    "linked": file(b"of several names", 0o640, 1, 2),
+    "linked-too": hard_link("linked"),
+    "d/linked-too": hard_link("linked"),
+    "copied": file(b"data below"),
 }
 UPPER: Tree = {
     "mine": file(b"of upper"),
@@ -85,22 +92,38 @@ CHANGES: dict[str, Change] = {
 }
 
 
+WITH_OPTIONS: dict[tuple[str, str], Change] = {
+    ("index=on", "write"): lambda door: write(door, "linked-too"),
+    ("index=on", "unlink"): lambda door: door.unlink("linked-too"),
+    ("index=on", "rename"): lambda door: door.rename("linked", "d/z"),
+    ("index=on", "link"): lambda door: door.link("d/linked-too", "z"),
+    ("metacopy=on", "chmod"): lambda door: door.chmod("file", 0o600),
+    ("metacopy=on", "rename"): lambda door: door.rename("file", "d/z"),
+    ("metacopy=on", "link"): lambda door: door.link("file", "d/z"),
+    ("metacopy=on", "fill"): lambda door: write(door, "copied", b""),
+}
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One change, on layers made anew for each try."""
+    """One change, on layers made anew for each try. options: what these are mounted with."""
 
     folder: Path
     change: Change
+    options: str = ""
 
     def layers(self) -> Layers:
         """As they are before the change."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        layers = Layers(self.folder)
+        layers = Layers(self.folder, more=self.options)
         layers.make()
         build(layers.lower[1], {"emptied/gone": file()})
         build(layers.lower[0], LOWER)
         build(layers.upper, UPPER)
+        if "metacopy" in self.options:
+            copy = replace(sparse(len(b"data below")), xattrs={MARKS + "metacopy": b""})
+            build(layers.upper, {"copied": copy})
         return layers
 
     def run(self, layers: Layers) -> None:
@@ -109,18 +132,25 @@ class Case:
             self.change(door)
 
     def states(self) -> tuple[dict[str, object], ...]:
-        """What may be seen: the old tree; the new one with times of the old; the new one."""
+        """What may be seen: the old tree; the new one with times of the old; the new one.
+
+        A copy of metadata alone is given its data in place, so the new times show before.
+        """
         layers = self.layers()
         old = shown(layers)
         self.run(layers)
         new = shown(layers)
-        early = {
-            path: replace(what, mtime=before.mtime)
-            if isinstance(what, Seen) and isinstance(before := old.get(path), Seen)
-            else what
-            for path, what in new.items()
-        }
-        return old, early, new
+        early = _with_times(new, old)
+        return (old, early, _with_times(old, new), new) if self.options else (old, early, new)
+
+
+def _with_times(tree: dict[str, object], times: dict[str, object]) -> dict[str, object]:
+    return {
+        path: replace(what, mtime=other.mtime)
+        if isinstance(what, Seen) and isinstance(other := times.get(path), Seen)
+        else what
+        for path, what in tree.items()
+    }
 
 
 def seen(view: View) -> dict[str, object]:
@@ -141,7 +171,8 @@ def shown(layers: Layers) -> dict[str, object]:
 
 def shown_by_all(layers: Layers) -> dict[str, object]:
     """By the kernel and the library. Nothing is left but in work, until the next writer."""
-    with LayerStack(layers.lower, layers.upper, layers.work) as stack:
+    options = parse(layers.more).options
+    with LayerStack(layers.lower, layers.upper, layers.work, options=options) as stack:
         faults = {found.kind for found in fsck.check(stack)}
         assert faults <= {"leftover"}, faults
         tree = seen(UnionFS(stack))

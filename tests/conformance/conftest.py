@@ -1,9 +1,7 @@
 """Doors run once a session, and only the scenarios that were selected; counts at the end."""
 
-import ctypes
 import os
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,30 +13,15 @@ import pytest
 from tests.conformance.doors import DOORS
 from tests.conformance.observe import Observations, observe
 from tests.conformance.play import Scenario
-
-_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
+from tests.mounts import private
 
 _passed: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="package", autouse=True)
 def own_mounts() -> Iterator[None]:
-    """Mounts that nothing else on the machine copies into a namespace of its own.
-
-    For as long as such a copy lives, the kernel mounts no upper with an index again.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    here = os.open(".", os.O_PATH)
-    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
-    if libc.unshare(_NEW_MOUNTS):
-        raise OSError(ctypes.get_errno(), "unshare")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    yield
-    if libc.setns(outside, _NEW_MOUNTS):
-        raise OSError(ctypes.get_errno(), "setns")
-    os.fchdir(here)
-    os.close(outside)
-    os.close(here)
+    with private():
+        yield
 
 
 @pytest.fixture(scope="session")

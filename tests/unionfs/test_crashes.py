@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -10,10 +11,18 @@ import pytest
 
 from tests import faults
 from tests.conformance.doors import Layers
-from tests.crashes import CHANGES, Case, seen, shown_by_all
+from tests.crashes import CHANGES, WITH_OPTIONS, Case, seen, shown_by_all
+from tests.mounts import private
 from unionfs import LayerStack, UnionFS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_mounts() -> Iterator[None]:
+    with private():
+        yield
+
 
 _ALWAYS = ("write", "truncate", "unlink-lower", "create-over-whiteout", "rename-lower", "exchange")
 """The others are left to `make crashes`."""
@@ -25,9 +34,10 @@ def _steps(case: Case, log: Path) -> list[faults.Step]:
     return faults.steps_in(log)
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_killed_at_every_step(tmp_path: Path, name: str) -> None:
-    case = Case(tmp_path / "union", CHANGES[name])
+@pytest.mark.parametrize(("options", "name"), [*(("", name) for name in CHANGES), *WITH_OPTIONS])
+def test_killed_at_every_step(tmp_path: Path, options: str, name: str) -> None:
+    change = WITH_OPTIONS[options, name] if options else CHANGES[name]
+    case = Case(tmp_path / "union", change, options)
     states = case.states()
     for step in _steps(case, tmp_path / "log"):
         layers = case.layers()

@@ -13,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import private
 from unionfs import LayerStack, StackError, UnionFS, mount_api
 from unionfs.options import MountOptions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_mounts() -> Iterator[None]:
+    with private():
+        yield
+
 
 INDEX = MountOptions(index=True)
 
