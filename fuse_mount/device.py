@@ -106,6 +106,8 @@ _STACK_DEPTH: Final = 1
 """How many filesystems may be stacked on each other below this one, for passthrough."""
 _BACKGROUND: Final = 64
 """How many requests that nobody waits for the kernel may have under way: read-ahead, releases."""
+_TASKS: Final = 5
+"""How many of pyfuse3's tasks stay when idle: each new one has to set up a buffer of a megabyte."""
 _THREADS: Final = 4
 """How many threads answer the kernel by the fast path: one does, unless it waits for a disk."""
 
@@ -244,14 +246,14 @@ class Connection:
     async def answer(self) -> None:
         """Answer the kernel until the mount is gone."""
         if self._table is None:
-            await pyfuse3.main()
+            await pyfuse3.main(min_tasks=_TASKS)
             return
         # C has the device, pyfuse3 the socket; threads carry what C does not answer.
         self._table.start(self._device, self._ours.fileno())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, self._table)
             nursery.start_soon(_in_thread, self._table.carry)
-            await pyfuse3.main()
+            await pyfuse3.main(min_tasks=_TASKS)
             self._ours.shutdown(socket.SHUT_RDWR)
             nursery.cancel_scope.cancel()
 
