@@ -28,6 +28,8 @@ _FEW = 1 << 16  # bytes that requests and replies come to, beside the data
 def _mounted(layers: Layers, opener: Opener = fuse) -> Iterator[Folder]:
     with opener(layers) as door:
         assert isinstance(door, Folder)
+        while ": mounted" not in layers.log.read_text():
+            os.statvfs(layers.target)  # what it does to start is not to be measured
         yield door
     assert layers.complaints() == []
 
