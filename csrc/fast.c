@@ -285,7 +285,7 @@ static PyObject *lower_of(const struct ufs_table *table, const struct ufs_node *
     return places;
 }
 
-/* facts(id): (type, flags, device, inode, lookups, names, places, redirect), as put takes them;
+/* facts(id): (type, flags, device, inode, names, places, redirect), as put takes them;
  * names: (parent's ID, name) of each. */
 static PyObject *table_facts(Table *self, PyObject *args)
 {
@@ -316,9 +316,9 @@ static PyObject *table_facts(Table *self, PyObject *args)
         Py_DECREF(names);
         return NULL;
     }
-    return Py_BuildValue("IIKKINNy", (unsigned)node->type, (unsigned)node->flags,
+    return Py_BuildValue("IIKKNNy", (unsigned)node->type, (unsigned)node->flags,
                          (unsigned long long)node->device, (unsigned long long)node->inode,
-                         (unsigned)node->lookups, names, places, node->redirect);
+                         names, places, node->redirect);
 }
 
 static PyObject *table_child(Table *self, PyObject *args)

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "ufs_calls.h"
@@ -30,6 +31,15 @@ char ufs_opaque(const struct ufs_table *table, int fd, const char *path)
     char value;
 
     return ufs_mark(table, fd, path, UFS_MARK_OPAQUE, &value, sizeof value) == 1 ? value : 0;
+}
+
+int ufs_set_opaque(const struct ufs_table *table, int fd, const char *path)
+{
+    char name[sizeof table->prefix + 16], link[UFS_PATH_SIZE + 32];
+
+    snprintf(name, sizeof name, "%s%s", table->prefix, UFS_MARK_OPAQUE);
+    snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
+    return lsetxattr(link, name, "y", 1, 0);
 }
 
 /* struct ovl_fb, fs/overlayfs/overlayfs.h: before a file handle. */

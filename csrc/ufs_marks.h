@@ -24,6 +24,9 @@ bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const
 /* The value of a directory's opaque mark, 'y' or 'x', or 0. */
 char ufs_opaque(const struct ufs_table *table, int fd, const char *path);
 
+/* Hide what lies below a directory: 0, or -1 with errno. */
+int ufs_set_opaque(const struct ufs_table *table, int fd, const char *path);
+
 /* The lower file that an origin mark names: 1; 0 where none can be told; or -1 with errno. */
 int ufs_origin(const struct ufs_table *table, const void *mark, size_t size, struct stat *status);
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <linux/limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,6 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "ufs_calls.h"
@@ -415,7 +415,7 @@ static int adopt(struct turn *turn, struct ufs_node *parent, const char *name, c
 static int make_node(struct turn *turn, const char *name, mode_t mode, dev_t device,
                      uint32_t mask, const char *target)
 {
-    char buffer[UFS_PATH_SIZE], link[UFS_PATH_SIZE + 32], *path;
+    char buffer[UFS_PATH_SIZE], *path;
     int upper = turn->table->layers[0].fd, failed;
     struct ufs_node *parent, *node;
     struct stat status;
@@ -435,13 +435,10 @@ static int make_node(struct turn *turn, const char *name, mode_t mode, dev_t dev
         failed = adopt(turn, parent, name, path, &node, &status);
     if (failed)
         return failed;
-    if (node->type == DT_DIR && ufs_is_merged(parent)) {
-        /* The layers below do not hold the name anyway, so this may fail. */
-        snprintf(link, sizeof link, "/proc/self/fd/%d/%s", upper, path);
-        snprintf(buffer, sizeof buffer, "%s" UFS_MARK_OPAQUE, turn->table->prefix);
-        if (!lsetxattr(link, buffer, "y", 1, 0))
-            node->flags |= UFS_OPAQUE;
-    }
+    /* The layers below do not hold the name anyway, so this may fail. */
+    if (node->type == DT_DIR && ufs_is_merged(parent)
+        && !ufs_set_opaque(turn->table, upper, path))
+        node->flags |= UFS_OPAQUE;
     return tell(turn, node, &status);
 }
 
@@ -1001,7 +998,7 @@ static int on_getxattr(struct turn *turn)
 static int on_listxattr(struct turn *turn)
 {
     const struct fuse_getxattr_in *in = turn->argument;
-    char buffer[UFS_PATH_SIZE], link[UFS_PATH_SIZE + 32], *path, *name, *next;
+    char buffer[UFS_PATH_SIZE], *path, *name, *next;
     struct fuse_getxattr_out *out;
     struct ufs_node *node;
     ssize_t length;
@@ -1015,8 +1012,7 @@ static int on_listxattr(struct turn *turn)
     path = ufs_locate(turn->table, node, &fd, buffer);
     if (!path)
         return -errno;
-    snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
-    length = llistxattr(link, turn->reply, XATTR_LIST_MAX);
+    length = ufs_list_xattr(fd, path, turn->reply, XATTR_LIST_MAX);
     if (length == -1)
         return -errno;
     for (name = turn->reply; name < turn->reply + length; name = next) {

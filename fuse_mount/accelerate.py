@@ -159,7 +159,7 @@ class TableInodes(Inodes):
         return self._load(number) if inode is None else inode
 
     def _load(self, number: int) -> Inode:
-        kind, flags, device, file, _, names, places, redirect = self.table.facts(number)
+        kind, flags, device, file, names, places, redirect = self.table.facts(number)
         parents = [(self[parent].node, name) for parent, name in names]
         layers = self._stack.layers
         if flags & _fast.STALE and parents:
@@ -253,25 +253,30 @@ class TableInodes(Inodes):
 
         Counted as told, so that the node outlives this call.
         """
-        self._users += 1
-        try:
+
+        def find() -> int:
             inode = self._find(self[parent], os.fsdecode(name))
             if inode is None:
                 return 0
             self.told(inode)
             return inode.id
-        except OSError as error:
-            return -(error.errno or errno.EIO)
-        finally:
-            self._users -= 1
-            self._leave()
+
+        return self._for_c(find)
 
     def _copied_up(self, directory: int) -> int:
         """Called by C, which holds the lock: 0 once upper holds a directory, or -errno."""
-        self._users += 1
-        try:
+
+        def copy_up() -> int:
             self._copy_up(self[directory])
             return 0
+
+        return self._for_c(copy_up)
+
+    def _for_c(self, work: Callable[[], int]) -> int:
+        """Do what C asks for, which holds the lock; its result, or -errno."""
+        self._users += 1
+        try:
+            return work()
         except OSError as error:
             return -(error.errno or errno.EIO)
         finally:

@@ -111,16 +111,15 @@ class _Directory:
 class Operations(pyfuse3.Operations):
     """The filesystem over a stack, which it does not close.
 
-    fast: whether C answers what it can, where it was built. passthrough: whether the kernel may
-    read and write layers' files without us.
+    passthrough: whether the kernel may read and write layers' files without us.
     """
 
-    def __init__(self, stack: LayerStack, *, fast: bool = True) -> None:
+    def __init__(self, stack: LayerStack) -> None:
         super().__init__()
         self._stack = stack
         options = stack.options
         self.enable_acl = not (options.noacl or options.noxattrs)
-        fast = fast and accelerate.serves(stack)
+        fast = accelerate.serves(stack)
         self.passthrough = fast and options.passthrough and accelerate.may_pass_through()
         self.enable_writeback_cache = (
             options.writeback and stack.upper is not None and not self.passthrough
