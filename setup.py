@@ -46,6 +46,7 @@ setup(
             "fuse_mount._fast",
             "fast.c",
             "ufs_calls.c",
+            "ufs_copyup.c",
             "ufs_find.c",
             "ufs_index.c",
             "ufs_listing.c",

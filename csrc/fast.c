@@ -111,9 +111,10 @@ static int read_filesystems(Table *self, PyObject *filesystems)
 
 static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper", "passthrough",
-                             "writeback", "xattrs", "syncs", "timeout", NULL };
-    int has_upper, passthrough, writeback, xattrs, syncs;
+    static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
+                             "work", "durable", "passthrough", "writeback", "xattrs", "syncs", "timeout",
+                             NULL };
+    int has_upper, work, durable, passthrough, writeback, xattrs, syncs;
     PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
@@ -123,10 +124,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
-                                     &copy_up, &has_upper, &passthrough, &writeback, &xattrs, &syncs,
-                                     &timeout)
+                                     &copy_up, &has_upper, &work, &durable, &passthrough,
+                                     &writeback, &xattrs, &syncs, &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
         return NULL;
@@ -139,6 +140,8 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     }
     strncpy(session->table.prefix, prefix, sizeof session->table.prefix - 1);
     session->table.has_upper = has_upper;
+    session->table.work = work;
+    session->table.durable = durable;
     session->passthrough = passthrough;
     session->writeback = writeback;
     session->xattrs = xattrs;
@@ -162,6 +165,7 @@ static void table_dealloc(Table *self)
     ufs_table_free(&self->session.table);
     if (self->ready) {
         pthread_mutex_destroy(&self->session.table.lock);
+        pthread_cond_destroy(&self->session.table.copied);
         pthread_mutex_destroy(&self->session.pending_lock);
         pthread_mutex_destroy(&self->session.leading);
     }
@@ -213,7 +217,7 @@ static PyObject *table_new_node(Table *self, PyObject *args)
 static PyObject *table_put(Table *self, PyObject *args)
 {
     unsigned long long id, device, inode, number;
-    unsigned flags, kept = UFS_PINNED | UFS_LINKED | UFS_AUFS_KNOWN | UFS_AUFS;
+    unsigned flags, kept = UFS_BUSY | UFS_LINKED | UFS_AUFS_KNOWN | UFS_AUFS;
     PyObject *places, *path, *redirect;
     struct ufs_place *lower = NULL;
     struct ufs_node *node;
@@ -406,6 +410,29 @@ static PyObject *table_pin(Table *self, PyObject *id)
     Py_RETURN_NONE;
 }
 
+static PyObject *table_is_copying(Table *self, PyObject *id)
+{
+    const struct ufs_node *node = ufs_node(&self->session.table, PyLong_AsUnsignedLongLong(id));
+
+    return PyBool_FromLong(node && node->flags & UFS_COPYING);
+}
+
+/* Wait until a node is not being copied up by C any more. The caller does not hold the lock. */
+static PyObject *table_settle(Table *self, PyObject *id)
+{
+    struct ufs_table *table = &self->session.table;
+    uint64_t number = PyLong_AsUnsignedLongLong(id);
+    const struct ufs_node *node;
+
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&table->lock);
+    while ((node = ufs_node(table, number)) && node->flags & UFS_COPYING)
+        pthread_cond_wait(&table->copied, &table->lock);
+    pthread_mutex_unlock(&table->lock);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* Let a node go, which ends here if nobody uses it. */
 static PyObject *table_unpin(Table *self, PyObject *id)
 {
@@ -573,6 +600,8 @@ static PyMethodDef methods[] = {
     { "tell", (PyCFunction)table_tell, METH_O, NULL },
     { "invalidate", (PyCFunction)table_invalidate, METH_O, NULL },
     { "pin", (PyCFunction)table_pin, METH_O, NULL },
+    { "is_copying", (PyCFunction)table_is_copying, METH_O, NULL },
+    { "settle", (PyCFunction)table_settle, METH_O, NULL },
     { "unpin", (PyCFunction)table_unpin, METH_O, NULL },
     { "linked", (PyCFunction)table_linked, METH_VARARGS, NULL },
     { "link", (PyCFunction)table_link, METH_VARARGS, NULL },

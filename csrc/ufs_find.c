@@ -300,7 +300,7 @@ static bool settle(struct ufs_table *table, struct ufs_node *node, struct facts 
     node->lower = facts->lower;
     node->lower_count = (uint16_t)facts->lower_count;
     node->layer = (uint16_t)facts->layer;
-    node->flags = (uint16_t)((node->flags & (UFS_PINNED | UFS_LINKED)) | facts->flags);
+    node->flags = (uint16_t)((node->flags & (UFS_BUSY | UFS_LINKED)) | facts->flags);
     facts->lower = NULL;
     facts->lower_count = 0;
     return true;

@@ -33,13 +33,35 @@ char ufs_opaque(const struct ufs_table *table, int fd, const char *path)
     return ufs_mark(table, fd, path, UFS_MARK_OPAQUE, &value, sizeof value) == 1 ? value : 0;
 }
 
-int ufs_set_opaque(const struct ufs_table *table, int fd, const char *path)
+int ufs_set_mark(const struct ufs_table *table, int fd, const char *path, const char *mark)
 {
     char name[sizeof table->prefix + 16], link[UFS_PATH_SIZE + 32];
 
-    snprintf(name, sizeof name, "%s%s", table->prefix, UFS_MARK_OPAQUE);
+    snprintf(name, sizeof name, "%s%s", table->prefix, mark);
     snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
     return lsetxattr(link, name, "y", 1, 0);
+}
+
+/* What follows the prefix of marks in an attribute's name; NULL where it is none. */
+static const char *after_prefix(const struct ufs_table *table, const char *name)
+{
+    size_t length = strlen(table->prefix), fuse = sizeof UFS_FUSE_OVERLAYFS - 1;
+
+    if (!strncmp(name, table->prefix, length))
+        return name + length;
+    return strncmp(name, UFS_FUSE_OVERLAYFS, fuse) ? NULL : name + fuse;
+}
+
+bool ufs_is_mark(const struct ufs_table *table, const char *name)
+{
+    return after_prefix(table, name);
+}
+
+bool ufs_is_escaped(const struct ufs_table *table, const char *name)
+{
+    const char *mark = after_prefix(table, name);
+
+    return mark && !strncmp(mark, UFS_ESCAPE, sizeof UFS_ESCAPE - 1);
 }
 
 /* struct ovl_fb, fs/overlayfs/overlayfs.h: before a file handle. */
@@ -84,4 +106,32 @@ int ufs_origin(const struct ufs_table *table, const void *mark, size_t size, str
         return failed ? -1 : 1;
     }
     return 0;
+}
+
+ssize_t ufs_make_origin(const struct ufs_table *table, int fd, const char *path, dev_t device,
+                        unsigned char mark[UFS_ORIGIN_MAX])
+{
+    struct origin origin = { .magic = UFS_ORIGIN_MAGIC, .flags = UFS_BIG_ENDIAN };
+    struct {
+        struct file_handle head;
+        unsigned char data[UFS_HANDLE_MAX];
+    } handle = { .head.handle_bytes = UFS_HANDLE_MAX };
+    const struct ufs_filesystem *filesystem = NULL;
+    size_t length;
+    int mount;
+
+    for (size_t at = 0; at < table->filesystem_count; at++)
+        if (table->filesystems[at].device == device)
+            filesystem = &table->filesystems[at];
+    if (name_to_handle_at(fd, path, &handle.head, &mount, 0))
+        return errno == EOPNOTSUPP || errno == EOVERFLOW ? 0 : -1;
+    length = sizeof origin + handle.head.handle_bytes;
+    if (!filesystem || length > UFS_ORIGIN_MAX || handle.head.handle_type > UINT8_MAX)
+        return 0;
+    origin.length = (unsigned char)length;
+    origin.type = (unsigned char)handle.head.handle_type;
+    memcpy(origin.uuid, filesystem->uuid, UFS_UUID_SIZE);
+    memcpy(mark, &origin, sizeof origin);
+    memcpy(mark + sizeof origin, handle.data, handle.head.handle_bytes);
+    return (ssize_t)length;
 }

@@ -9,6 +9,8 @@
 #define UFS_FUSE_OVERLAYFS "user.fuseoverlayfs."
 #define UFS_ESCAPE "overlay."
 
+enum { UFS_ORIGIN_MAX = 255 };
+
 #define UFS_MARK_OPAQUE "opaque"
 #define UFS_MARK_REDIRECT "redirect"
 #define UFS_MARK_IMPURE "impure"
@@ -24,8 +26,18 @@ bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const
 /* The value of a directory's opaque mark, 'y' or 'x', or 0. */
 char ufs_opaque(const struct ufs_table *table, int fd, const char *path);
 
-/* Hide what lies below a directory: 0, or -1 with errno. */
-int ufs_set_opaque(const struct ufs_table *table, int fd, const char *path);
+/* Set a mark to 'y': 0, or -1 with errno. */
+int ufs_set_mark(const struct ufs_table *table, int fd, const char *path, const char *mark);
+
+/* Whether an attribute is a mark, ours or fuse-overlayfs'; and whether such a one is escaped: of a
+ * union that is a layer of this one. */
+bool ufs_is_mark(const struct ufs_table *table, const char *name);
+bool ufs_is_escaped(const struct ufs_table *table, const char *name);
+
+/* The mark that names the lower file at a path as a copy's origin, empty where it has no handle:
+ * its length, or -1 with errno. */
+ssize_t ufs_make_origin(const struct ufs_table *table, int fd, const char *path, dev_t device,
+                        unsigned char mark[UFS_ORIGIN_MAX]);
 
 /* The lower file that an origin mark names: 1; 0 where none can be told; or -1 with errno. */
 int ufs_origin(const struct ufs_table *table, const void *mark, size_t size, struct stat *status);

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "ufs_calls.h"
+#include "ufs_copyup.h"
 #include "ufs_listing.h"
 #include "ufs_marks.h"
 
@@ -304,46 +305,155 @@ static bool is_for_python(const char *name)
            || strlen(name) >= UFS_NAME_SIZE;
 }
 
+/* Before something that may take long: let another thread wait for requests. */
+static void step_aside(struct turn *turn)
+{
+    if (turn->leads)
+        pthread_mutex_unlock(&turn->session->leading);
+    turn->leads = false;
+}
+
+/* Say that files in a directory of upper may come from below: 0, or what to return. */
+static int note_impure(const struct turn *turn, struct ufs_node *directory)
+{
+    if (directory->flags & UFS_IMPURE)
+        return 0;
+    /* What Python knows of it is not ours to change. */
+    return directory->flags & UFS_PINNED ? UFS_FORWARD : ufs_set_impure(turn->table, directory);
+}
+
+/* Make upper hold a node and what it lies in: 0, or what to return. Lets go of the lock while it
+ * copies. size: how many bytes of a file's data are wanted. */
+static int copy_up(struct turn *turn, struct ufs_node *node, uint64_t size)
+{
+    const struct ufs_asked *asked = &turn->session->asked;
+    struct ufs_table *table = turn->table;
+    struct ufs_node *parent;
+    struct ufs_copy copy;
+    int planned, failed;
+
+    while (node->flags & UFS_COPYING) {
+        step_aside(turn);
+        pthread_cond_wait(&table->copied, &table->lock);
+    }
+    if (node->flags & UFS_UPPER)
+        return 0;
+    if (!table->has_upper || table->work == -1)
+        return UFS_FORWARD; /* it knows the error */
+    if (node->type == DT_DIR) {
+        failed = asked->copy_up(asked->context, node->id);
+        return failed || node->flags & UFS_UPPER ? failed : UFS_FORWARD;
+    }
+    planned = node->flags & UFS_PINNED ? 0 : ufs_plan_copy(table, node, &copy);
+    if (planned < 1)
+        return planned ? planned : UFS_FORWARD;
+    parent = node->names->parent;
+    failed = copy_up(turn, parent, 0);
+    if (!failed)
+        failed = note_impure(turn, parent);
+    if (failed)
+        return failed;
+    node->flags |= UFS_COPYING;
+    step_aside(turn);
+    pthread_mutex_unlock(&table->lock);
+    failed = ufs_build_copy(table, &copy, size, turn->reply);
+    pthread_mutex_lock(&table->lock);
+    if (!failed)
+        failed = ufs_install_copy(table, node, &copy);
+    node->flags &= (uint16_t)~UFS_COPYING;
+    pthread_cond_broadcast(&table->copied);
+    turn->invalid = node->id; /* its change time */
+    return failed;
+}
+
 /* The directory that shall get a name, in upper: 0, or what to return. */
-static int new_parent(const struct turn *turn, struct ufs_node **parent)
+static int new_parent(struct turn *turn, struct ufs_node **parent)
 {
     int failed = at_node(turn, parent);
 
     if (failed)
         return failed;
-    if (ufs_is_removed(*parent))
-        return -ENOENT;
-    if ((*parent)->flags & UFS_UPPER)
-        return 0;
-    if (!turn->table->has_upper)
-        return UFS_FORWARD; /* it knows the error */
-    failed = turn->session->asked.copy_up(turn->session->asked.context, (*parent)->id);
-    if (failed)
-        return failed;
-    return (*parent)->flags & UFS_UPPER ? 0 : UFS_FORWARD;
+    return ufs_is_removed(*parent) ? -ENOENT : copy_up(turn, *parent, 0);
 }
 
-/* The path in upper of a name that neither upper nor a lower layer has: 0, or what to return. */
-static int new_path(struct turn *turn, struct ufs_node **parent, const char *name,
-                    char buffer[UFS_PATH_SIZE], char **path)
+/* Where a new file is made: at its name or, over a whiteout, first in work. */
+struct making {
+    struct ufs_node *parent;
+    char *path, buffer[UFS_PATH_SIZE]; /* in upper */
+    char draft[UFS_DRAFT_SIZE];        /* "": made in upper at once */
+};
+
+/* Whether files made in work become what they would become in a directory of upper, which may pass
+ * on its group and its default access control list. */
+static bool passes_nothing_on(const struct turn *turn, const struct ufs_node *directory)
 {
+    char buffer[UFS_PATH_SIZE], *path = ufs_upper_path(directory, NULL, buffer);
+    int upper = turn->table->layers[0].fd;
+    struct stat status;
+
+    return path && !fstatat(upper, path, &status, AT_SYMLINK_NOFOLLOW)
+           && !(status.st_mode & S_ISGID)
+           && ufs_get_xattr(upper, path, "system.posix_acl_default", NULL, 0) == -1
+           && (errno == ENODATA || errno == EOPNOTSUPP);
+}
+
+/* Plan the making of a name that the union does not show: 0, or what to return. */
+static int plan_making(struct turn *turn, const char *name, struct making *making)
+{
+    struct ufs_table *table = turn->table;
     struct stat status;
     int failed, below;
 
     if (is_for_python(name))
         return UFS_FORWARD;
-    failed = new_parent(turn, parent);
+    failed = new_parent(turn, &making->parent);
     if (failed)
         return failed;
-    below = ufs_exists_below(turn->table, *parent, name);
-    if (below)
-        return below == -1 ? -errno : UFS_FORWARD;
-    *path = ufs_upper_path(*parent, name, buffer);
-    if (!*path)
+    making->path = ufs_upper_path(making->parent, name, making->buffer);
+    if (!making->path)
         return -errno;
-    if (!fstatat(turn->table->layers[0].fd, *path, &status, AT_SYMLINK_NOFOLLOW))
-        return UFS_FORWARD; /* a whiteout, or an error that it knows to give */
-    return errno == ENOENT ? 0 : -errno;
+    making->draft[0] = '\0';
+    if (!fstatat(table->layers[0].fd, making->path, &status, AT_SYMLINK_NOFOLLOW)) {
+        /* It knows whiteouts of other kinds, and what error to give. */
+        if (!S_ISCHR(status.st_mode) || status.st_rdev || table->work == -1
+            || !passes_nothing_on(turn, making->parent))
+            return UFS_FORWARD;
+        ufs_name_draft(table, making->draft);
+        return 0;
+    }
+    if (errno != ENOENT)
+        return -errno;
+    below = ufs_exists_below(table, making->parent, name);
+    return below == -1 ? -errno : below ? UFS_FORWARD : 0;
+}
+
+static int making_in(const struct turn *turn, const struct making *making)
+{
+    return *making->draft ? turn->table->work : turn->table->layers[0].fd;
+}
+
+static const char *making_at(const struct making *making)
+{
+    return *making->draft ? making->draft : making->path;
+}
+
+/* Show what was made: 0 or -errno. */
+static int show(const struct turn *turn, const struct making *making, bool directory)
+{
+    const struct ufs_table *table = turn->table;
+    int work = table->work, failed = 0;
+
+    if (!*making->draft)
+        return 0;
+    if ((directory && ufs_set_mark(table, work, making->draft, UFS_MARK_OPAQUE))
+        || renameat2(work, making->draft, table->layers[0].fd, making->path,
+                     directory ? RENAME_EXCHANGE : 0))
+        failed = -errno;
+    if (failed)
+        unlinkat(work, making->draft, directory ? AT_REMOVEDIR : 0);
+    else if (directory)
+        unlinkat(work, making->draft, 0); /* the whiteout */
+    return failed;
 }
 
 static bool is_ourselves(const struct fuse_in_header *in)
@@ -391,23 +501,26 @@ static struct ufs_node *new_upper_node(struct ufs_table *table, const struct sta
     return NULL;
 }
 
-/* Make the file just created at path a node: 0 or -errno. */
-static int adopt(struct turn *turn, struct ufs_node *parent, const char *name, const char *path,
+/* Show the file just made, and make it a node: 0 or -errno. */
+static int adopt(struct turn *turn, const struct making *making, const char *name, bool directory,
                  struct ufs_node **made, struct stat *status)
 {
+    int failed = show(turn, making, directory);
     struct ufs_table *table = turn->table;
     struct ufs_node *node;
 
-    if (fstatat(table->layers[0].fd, path, status, AT_SYMLINK_NOFOLLOW))
+    if (failed)
+        return failed;
+    if (fstatat(table->layers[0].fd, making->path, status, AT_SYMLINK_NOFOLLOW))
         return -errno;
     node = new_upper_node(table, status);
     if (!node)
         return -ENOMEM;
-    if (ufs_bind(table, node, parent, name)) {
+    if (ufs_bind(table, node, making->parent, name)) {
         ufs_drop_unused(table, node);
         return -ENOMEM;
     }
-    ufs_forget_names_above(parent);
+    ufs_forget_names_above(making->parent);
     *made = node;
     return 0;
 }
@@ -415,29 +528,33 @@ static int adopt(struct turn *turn, struct ufs_node *parent, const char *name, c
 static int make_node(struct turn *turn, const char *name, mode_t mode, dev_t device,
                      uint32_t mask, const char *target)
 {
-    char buffer[UFS_PATH_SIZE], *path;
-    int upper = turn->table->layers[0].fd, failed;
-    struct ufs_node *parent, *node;
+    struct making making;
+    struct ufs_node *node;
     struct stat status;
+    const char *at;
+    int failed = plan_making(turn, name, &making), in;
 
-    failed = new_path(turn, &parent, name, buffer, &path);
     if (failed)
         return failed;
+    in = making_in(turn, &making);
+    at = making_at(&making);
     failed = become(turn, mask);
     if (!failed && target)
-        failed = symlinkat(target, upper, path) ? -errno : 0;
+        failed = symlinkat(target, in, at) ? -errno : 0;
     else if (!failed && S_ISDIR(mode))
-        failed = mkdirat(upper, path, mode & 07777) ? -errno : 0;
+        failed = mkdirat(in, at, mode & 07777) ? -errno : 0;
     else if (!failed)
-        failed = mknodat(upper, path, mode, device) ? -errno : 0;
+        failed = mknodat(in, at, mode, device) ? -errno : 0;
     become_ourselves(turn);
     if (!failed)
-        failed = adopt(turn, parent, name, path, &node, &status);
+        failed = adopt(turn, &making, name, S_ISDIR(mode), &node, &status);
     if (failed)
         return failed;
     /* The layers below do not hold the name anyway, so this may fail. */
-    if (node->type == DT_DIR && ufs_is_merged(parent)
-        && !ufs_set_opaque(turn->table, upper, path))
+    if (node->type == DT_DIR
+        && (*making.draft
+            || (ufs_is_merged(making.parent)
+                && !ufs_set_mark(turn->table, in, making.path, UFS_MARK_OPAQUE))))
         node->flags |= UFS_OPAQUE;
     return tell(turn, node, &status);
 }
@@ -551,7 +668,7 @@ static void drop_set_id(struct turn *turn, int fd)
 static bool may_be_idle(const struct ufs_session *session, const struct ufs_node *node)
 {
     return session->passthrough && session->table.has_upper && node->type == DT_REG
-           && !(node->flags & (UFS_UPPER | UFS_PINNED)) && !(node->open && node->open->backing);
+           && !(node->flags & (UFS_UPPER | UFS_BUSY)) && !(node->open && node->open->backing);
 }
 
 /* Give the kernel the data of a small file that is opened for the first time, if that is at hand:
@@ -626,9 +743,13 @@ static int on_open(struct turn *turn)
         snprintf(buffer, sizeof buffer, "/proc/self/fd/%d", node->open->first);
         fd = open(buffer, (flags & ~O_NOFOLLOW) | O_CLOEXEC);
     } else {
-        if (lower && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC))
-            return UFS_FORWARD;
-        if (may_be_idle(turn->session, node))
+        if (lower && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC)) {
+            failed = copy_up(turn, node, flags & O_TRUNC ? 0 : UINT64_MAX);
+            if (failed)
+                return failed;
+            lower = false;
+        }
+        if (lower && may_be_idle(turn->session, node))
             return open_idle(turn, node);
         path = ufs_locate(turn->table, node, &layer, buffer);
         if (!path)
@@ -647,22 +768,22 @@ static int on_create(struct turn *turn)
     const struct fuse_create_in *in = turn->argument;
     const char *name = (const char *)(in + 1);
     int flags = layer_flags(turn->session, in->flags), fd = -1, failed;
-    char buffer[UFS_PATH_SIZE], *path;
-    struct ufs_node *parent, *node;
+    struct making making;
+    struct ufs_node *node;
     struct stat status;
 
-    failed = new_path(turn, &parent, name, buffer, &path);
+    failed = plan_making(turn, name, &making);
     if (failed)
         return failed;
     failed = become(turn, in->umask);
     if (!failed) {
-        fd = ufs_open_beneath(turn->table->layers[0].fd, path,
+        fd = ufs_open_beneath(making_in(turn, &making), making_at(&making),
                               (flags & ~O_TRUNC) | O_CREAT | O_EXCL, in->mode & 07777);
         failed = fd == -1 ? -errno : 0;
     }
     become_ourselves(turn);
     if (!failed)
-        failed = adopt(turn, parent, name, path, &node, &status);
+        failed = adopt(turn, &making, name, false, &node, &status);
     if (failed) {
         if (fd != -1)
             close(fd);
@@ -708,22 +829,26 @@ static int on_link(struct turn *turn)
 {
     const struct fuse_link_in *in = turn->argument;
     const char *name = (const char *)(in + 1);
-    char buffer[UFS_PATH_SIZE], source[32], *path;
-    struct ufs_node *node = ufs_node(turn->table, in->oldnodeid), *parent;
+    struct ufs_node *node = ufs_node(turn->table, in->oldnodeid);
+    struct making making;
     struct stat status;
+    char source[32];
     int failed;
 
     if (!node || !ufs_is_removed(node) || !node->open
         || turn->table->files[node->open->first].lower)
         return UFS_FORWARD;
-    failed = new_path(turn, &parent, name, buffer, &path);
+    failed = plan_making(turn, name, &making);
     if (failed)
         return failed;
     snprintf(source, sizeof source, "/proc/self/fd/%d", node->open->first);
-    if (linkat(AT_FDCWD, source, turn->table->layers[0].fd, path, AT_SYMLINK_FOLLOW))
+    if (linkat(AT_FDCWD, source, making_in(turn, &making), making_at(&making), AT_SYMLINK_FOLLOW))
         return -errno;
-    ufs_forget_names_above(parent);
-    if (ufs_bind(turn->table, node, parent, name))
+    failed = show(turn, &making, false);
+    if (failed)
+        return failed;
+    ufs_forget_names_above(making.parent);
+    if (ufs_bind(turn->table, node, making.parent, name))
         return -ENOMEM;
     failed = read_status(turn, node, &status);
     return failed ? failed : tell(turn, node, &status);
@@ -772,14 +897,6 @@ static int on_release(struct turn *turn)
         ioctl(turn->session->device, UFS_BACKING_CLOSE, &backing);
     ufs_closed(table, fd);
     return 0;
-}
-
-/* Before something that may take long: let another thread wait for requests. */
-static void step_aside(struct turn *turn)
-{
-    if (turn->leads)
-        pthread_mutex_unlock(&turn->session->leading);
-    turn->leads = false;
 }
 
 /* These need no lock: while the kernel uses a descriptor, it does not release it. */
@@ -942,8 +1059,11 @@ static int on_setattr(struct turn *turn)
     if (!(in->valid
           & (FATTR_SIZE | FATTR_UID | FATTR_GID | FATTR_MODE | FATTR_ATIME | FATTR_MTIME)))
         return told_attributes(turn, node); /* a change time alone, which the layer keeps */
-    if (!(node->flags & UFS_UPPER) || ufs_is_removed(node))
+    if (ufs_is_removed(node))
         return UFS_FORWARD;
+    failed = copy_up(turn, node, in->valid & FATTR_SIZE ? in->size : UINT64_MAX);
+    if (failed)
+        return failed;
     path = ufs_locate(turn->table, node, &fd, buffer);
     if (!path)
         return -errno;
@@ -962,12 +1082,6 @@ static int on_setattr(struct turn *turn)
     return told_attributes(turn, node);
 }
 
-static bool is_mark(const struct ufs_table *table, const char *name)
-{
-    return !strncmp(name, table->prefix, strlen(table->prefix))
-           || !strncmp(name, UFS_FUSE_OVERLAYFS, sizeof UFS_FUSE_OVERLAYFS - 1);
-}
-
 static int on_getxattr(struct turn *turn)
 {
     const struct fuse_getxattr_in *in = turn->argument;
@@ -980,7 +1094,7 @@ static int on_getxattr(struct turn *turn)
 
     if (failed)
         return failed;
-    if (!turn->session->xattrs || ufs_is_removed(node) || is_mark(turn->table, name))
+    if (!turn->session->xattrs || ufs_is_removed(node) || ufs_is_mark(turn->table, name))
         return UFS_FORWARD;
     path = ufs_locate(turn->table, node, &fd, buffer);
     length = path ? ufs_get_xattr(fd, path, name, in->size ? turn->reply : NULL, in->size) : -1;
@@ -1018,11 +1132,10 @@ static int on_listxattr(struct turn *turn)
     for (name = turn->reply; name < turn->reply + length; name = next) {
         size = strlen(name) + 1;
         next = name + size;
-        if (is_mark(turn->table, name)) {
-            if (!strncmp(name + strlen(turn->table->prefix), UFS_ESCAPE, sizeof UFS_ESCAPE - 1))
-                return UFS_FORWARD; /* of a union that is a layer of this one */
+        if (ufs_is_escaped(turn->table, name))
+            return UFS_FORWARD;
+        if (ufs_is_mark(turn->table, name))
             continue;
-        }
         memmove(turn->reply + kept, name, size);
         kept += size;
     }
@@ -1052,12 +1165,18 @@ static int plain(struct turn *turn, struct ufs_node *parent, const char *name,
     found = ufs_find(turn->table, &turn->session->asked, parent, name, node, status, &filled);
     if (found != UFS_FOUND)
         return found < 0 ? found : -ENOENT;
-    if (!((*node)->flags & UFS_UPPER) || (*node)->flags & UFS_PINNED || (*node)->lower_count)
+    if (!((*node)->flags & UFS_UPPER) || (*node)->flags & UFS_BUSY || (*node)->lower_count)
         return UFS_FORWARD;
     *path = ufs_upper_path(parent, name, buffer);
     if (!*path || fstatat(turn->table->layers[0].fd, *path, status, AT_SYMLINK_NOFOLLOW))
         return -errno;
     return status->st_nlink > 1 && !S_ISDIR(status->st_mode) ? UFS_FORWARD : 0;
+}
+
+/* Before a node may lose its last name: 0, or -1 with errno. */
+static int keep_idle(const struct turn *turn, struct ufs_node *node)
+{
+    return node->open && node->open->idle && ufs_wake_idle(turn->table, node) == -1 ? -1 : 0;
 }
 
 /* Hide a file of lower layers alone: there is nothing in upper, so its whiteout is made there. */
@@ -1071,7 +1190,7 @@ static int cover(struct turn *turn, struct ufs_node *parent, struct ufs_node *no
     failed = path ? read_status(turn, node, &status) : -errno;
     if (failed)
         return failed;
-    if (node->open && node->open->idle && ufs_wake_idle(turn->table, node) == -1)
+    if (keep_idle(turn, node))
         return -errno;
     /* What is there, or where nobody may make devices: for Python. */
     if (mknodat(turn->table->layers[0].fd, path, S_IFCHR, 0))
@@ -1080,6 +1199,24 @@ static int cover(struct turn *turn, struct ufs_node *parent, struct ufs_node *no
     ufs_forget_names_above(parent);
     ufs_unbind(turn->table, parent, name);
     return 0;
+}
+
+/* Put a whiteout in the place of a file of upper: 0, or what to return. */
+static int cover_upper(struct ufs_table *table, const char *path)
+{
+    char draft[UFS_DRAFT_SIZE];
+    int failed;
+
+    if (table->work == -1)
+        return UFS_FORWARD;
+    ufs_name_draft(table, draft);
+    if (mknodat(table->work, draft, S_IFCHR, 0))
+        return errno == EPERM ? UFS_FORWARD : -errno;
+    if (!renameat(table->work, draft, table->layers[0].fd, path))
+        return 0;
+    failed = -errno;
+    unlinkat(table->work, draft, 0);
+    return failed;
 }
 
 static int remove_name(struct turn *turn, bool directory)
@@ -1092,7 +1229,7 @@ static int remove_name(struct turn *turn, bool directory)
 
     if (!failed && !directory && parent->flags & UFS_UPPER && !ufs_is_removed(parent)) {
         node = ufs_child(turn->table, parent, name);
-        if (node && !(node->flags & (UFS_UPPER | UFS_PINNED | UFS_STALE)) && node->type != DT_DIR)
+        if (node && !(node->flags & (UFS_UPPER | UFS_BUSY | UFS_STALE)) && node->type != DT_DIR)
             return cover(turn, parent, node, name);
     }
     if (!failed)
@@ -1100,10 +1237,19 @@ static int remove_name(struct turn *turn, bool directory)
     if (failed)
         return failed;
     below = ufs_exists_below(turn->table, parent, name);
-    if (below || directory != (node->type == DT_DIR))
-        return below == -1 ? -errno : UFS_FORWARD;
-    if (unlinkat(turn->table->layers[0].fd, path, directory ? AT_REMOVEDIR : 0))
+    if (below == -1)
+        return -errno;
+    if (directory != (node->type == DT_DIR) || (below && directory))
+        return UFS_FORWARD;
+    if (keep_idle(turn, node))
+        return -errno;
+    if (below) {
+        failed = cover_upper(turn->table, path);
+        if (failed)
+            return failed;
+    } else if (unlinkat(turn->table->layers[0].fd, path, directory ? AT_REMOVEDIR : 0)) {
         return directory && errno == ENOTEMPTY ? UFS_FORWARD : -errno;
+    }
     keep_last(node, &status, 0);
     ufs_forget_names_above(parent);
     ufs_unbind(turn->table, parent, name);
@@ -1120,16 +1266,84 @@ static int on_rmdir(struct turn *turn)
     return remove_name(turn, true);
 }
 
-/* Rename what is of upper alone and leaves nothing of lower layers to hide. */
+/* Before a rename: make upper hold a file of that name, and the directory that it goes to. 0, or what
+ * to return. */
+static int prepare_rename(struct turn *turn, struct ufs_node *parent, const char *name,
+                          struct ufs_node *new_parent)
+{
+    struct ufs_node *node = ufs_child(turn->table, parent, name);
+    int failed;
+
+    if (!node || node->type == DT_DIR || node->flags & UFS_STALE)
+        return new_parent->flags & UFS_UPPER ? 0 : UFS_FORWARD;
+    failed = copy_up(turn, node, UINT64_MAX);
+    return failed ? failed : copy_up(turn, new_parent, 0);
+}
+
+/* What the new name of a rename shows before. */
+struct replaced {
+    struct ufs_node *node; /* NULL: nothing */
+    struct stat status;    /* its */
+    bool whiteout;         /* upper hides it already */
+};
+
+/* 0, or what to return. */
+static int plan_replacing(struct turn *turn, struct ufs_node *parent, const char *name,
+                          const char *path, const struct ufs_node *old, struct replaced *replaced)
+{
+    struct ufs_node *node = ufs_child(turn->table, parent, name);
+    struct stat *status = &replaced->status;
+    int upper = turn->table->layers[0].fd, below;
+
+    replaced->node = node;
+    replaced->whiteout = false;
+    if (node && (node->flags & (UFS_BUSY | UFS_STALE) || node == old || node->type == DT_DIR
+                 || old->type == DT_DIR))
+        return UFS_FORWARD;
+    if (!fstatat(upper, path, status, AT_SYMLINK_NOFOLLOW)) {
+        replaced->whiteout = S_ISCHR(status->st_mode) && !status->st_rdev;
+        if (replaced->whiteout)
+            return node || old->type == DT_DIR ? UFS_FORWARD : 0;
+        return node && S_ISREG(status->st_mode) && status->st_nlink == 1 ? 0 : UFS_FORWARD;
+    }
+    if (errno != ENOENT)
+        return -errno;
+    below = ufs_exists_below(turn->table, parent, name);
+    if (below == -1)
+        return -errno;
+    if (!node)
+        return below ? UFS_FORWARD : 0;
+    return below ? read_status(turn, node, status) : UFS_FORWARD;
+}
+
+/* Rename within upper, leaving a whiteout where the old name would show a lower file: 0, or what to
+ * return. */
+static int rename_upper(const struct turn *turn, const char *old_path, const char *new_path,
+                        bool below, bool whiteout, unsigned flags)
+{
+    int upper = turn->table->layers[0].fd;
+
+    if (below)
+        flags = whiteout ? RENAME_EXCHANGE : flags | RENAME_WHITEOUT;
+    else if (whiteout)
+        flags = 0;
+    if (!renameat2(upper, old_path, upper, new_path, flags))
+        return 0;
+    /* A filesystem that makes no whiteouts by itself. */
+    return flags & RENAME_WHITEOUT && (errno == EINVAL || errno == EPERM) ? UFS_FORWARD : -errno;
+}
+
+/* Rename a file, or a directory of upper alone that leaves nothing of lower layers to hide. */
 static int rename_plain(struct turn *turn, uint64_t new_parent_id, uint32_t flags,
                         const char *old_name)
 {
     const char *new_name = old_name + strlen(old_name) + 1;
     char old_buffer[UFS_PATH_SIZE], new_buffer[UFS_PATH_SIZE], *old_path, *new_path;
-    int upper = turn->table->layers[0].fd, failed, below;
-    struct ufs_node *old_parent, *new_parent, *old, *new;
+    struct ufs_node *old_parent, *new_parent, *old;
     struct ufs_table *table = turn->table;
-    struct stat old_status, new_status;
+    struct replaced replaced;
+    struct stat status;
+    int failed, below;
 
     failed = at_node(turn, &old_parent);
     if (failed)
@@ -1137,49 +1351,48 @@ static int rename_plain(struct turn *turn, uint64_t new_parent_id, uint32_t flag
     new_parent = ufs_node(table, new_parent_id);
     if (!new_parent)
         return -ESTALE;
-    if (flags & ~RENAME_NOREPLACE || is_for_python(new_name)
-        || !(new_parent->flags & UFS_UPPER) || ufs_is_removed(new_parent))
+    if (flags & ~(uint32_t)RENAME_NOREPLACE || is_for_python(new_name) || ufs_is_removed(new_parent))
         return UFS_FORWARD;
-    failed = plain(turn, old_parent, old_name, &old, old_buffer, &old_path, &old_status);
+    failed = prepare_rename(turn, old_parent, old_name, new_parent);
+    if (!failed)
+        failed = plain(turn, old_parent, old_name, &old, old_buffer, &old_path, &status);
     if (failed)
         return failed;
-    /* A directory needs marks where it goes, a copied-up file where it comes to. */
+    /* A directory needs marks where it goes. */
     if (old->type == DT_DIR && ufs_is_merged(new_parent) && !(old->flags & UFS_OPAQUE))
         return UFS_FORWARD;
-    if (old->flags & UFS_ORIGIN && old_parent != new_parent && !(new_parent->flags & UFS_IMPURE))
-        return UFS_FORWARD;
     below = ufs_exists_below(table, old_parent, old_name);
-    if (!below)
-        below = ufs_exists_below(table, new_parent, new_name);
-    if (below)
-        return below == -1 ? -errno : UFS_FORWARD;
-    new = ufs_child(table, new_parent, new_name);
-    if (new && (new->flags & UFS_PINNED || new->flags & UFS_STALE || new == old))
+    if (below == -1)
+        return -errno;
+    if (below && old->type == DT_DIR)
         return UFS_FORWARD;
     new_path = ufs_upper_path(new_parent, new_name, new_buffer);
     if (!new_path)
         return -errno;
-    if (!fstatat(upper, new_path, &new_status, AT_SYMLINK_NOFOLLOW)) {
-        if (!new || old->type == DT_DIR || !S_ISREG(new_status.st_mode)
-            || new_status.st_nlink > 1)
-            return UFS_FORWARD;
-    } else if (errno != ENOENT || new) {
+    failed = plan_replacing(turn, new_parent, new_name, new_path, old, &replaced);
+    if (failed)
+        return failed;
+    if (replaced.node && (flags & RENAME_NOREPLACE || keep_idle(turn, replaced.node)))
         return UFS_FORWARD;
-    }
-    if (renameat2(upper, old_path, upper, new_path, flags))
-        return -errno;
+    if (old->flags & UFS_ORIGIN && old_parent != new_parent)
+        failed = note_impure(turn, new_parent);
+    if (!failed)
+        failed = rename_upper(turn, old_path, new_path, below, replaced.whiteout, flags);
+    if (failed)
+        return failed;
     ufs_forget_names_above(old_parent);
     ufs_forget_names_above(new_parent);
     old->lookups++; /* it has no name for a moment */
     ufs_unbind(table, old_parent, old_name);
-    if (new) {
-        keep_last(new, &new_status, 0);
+    if (replaced.node) {
+        keep_last(replaced.node, &replaced.status, replaced.status.st_nlink - 1);
         ufs_unbind(table, new_parent, new_name);
     }
     failed = ufs_bind(table, old, new_parent, new_name) ? -ENOMEM : 0;
     old->lookups--;
     return failed;
 }
+
 
 static int on_rename(struct turn *turn)
 {

@@ -26,6 +26,8 @@ int ufs_table_init(struct ufs_table *table)
     if (!table->nodes || !table->names)
         return -1;
     errno = pthread_mutex_init(&table->lock, NULL);
+    if (!errno)
+        errno = pthread_cond_init(&table->copied, NULL);
     return errno ? -1 : 0;
 }
 
@@ -293,7 +295,7 @@ void ufs_drop_unused(struct ufs_table *table, struct ufs_node *node)
     struct ufs_node **slot;
 
     if (node->id == UFS_ROOT_ID || node->lookups || node->children || node->open
-        || node->flags & UFS_PINNED)
+        || node->flags & UFS_BUSY)
         return;
     if (node->names) { /* the last time, this comes back with none */
         node->lookups++;

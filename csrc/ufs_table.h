@@ -26,6 +26,8 @@ enum {
     UFS_AUFS_KNOWN = 1 << 7,  /* UFS_AUFS is right */
     UFS_AUFS = 1 << 8,        /* its directory in upper holds AUFS' whiteouts */
     UFS_GIVEN = 1 << 9,       /* the kernel was given all its data once */
+    UFS_COPYING = 1 << 10,    /* being copied up without the lock: its names stay as they are */
+    UFS_BUSY = UFS_PINNED | UFS_COPYING,
 };
 
 /* index: what it holds, where that is known; data is NULL where not. */
@@ -106,6 +108,10 @@ struct ufs_table {
     struct ufs_filesystem *filesystems;
     size_t filesystem_count;
     bool has_upper; /* layers[0] is it */
+    int work;       /* the work directory's descriptor; -1 where nothing may be written */
+    uint64_t drafts;  /* made in it */
+    bool durable;     /* copies are synced */
+    pthread_cond_t copied; /* a node is UFS_COPYING no more */
     char prefix[32];  /* of the marks' attributes */
     uint64_t key[2];  /* of the hash of names */
     struct ufs_node **nodes;
@@ -119,7 +125,8 @@ struct ufs_table {
     uint64_t next_id;
 };
 
-/* 0, or -1 with errno. The layers, filesystems, prefix and has_upper are the caller's to fill. */
+/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work and durable are the caller's to
+ * fill. */
 int ufs_table_init(struct ufs_table *table);
 void ufs_table_free(struct ufs_table *table);
 

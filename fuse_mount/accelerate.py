@@ -121,6 +121,8 @@ class TableInodes(Inodes):
             ask=self._ask,
             copy_up=self._copied_up,
             has_upper=stack.upper is not None,
+            work=stack.claim().fd if stack.claimed else -1,
+            durable=not options.volatile,
             passthrough=passthrough,
             writeback=writeback,
             xattrs=not (options.noxattrs or options.noacl),
@@ -159,6 +161,9 @@ class TableInodes(Inodes):
         return self._load(number) if inode is None else inode
 
     def _load(self, number: int) -> Inode:
+        while self.table.is_copying(number):
+            with self.apart():
+                self.table.settle(number)
         kind, flags, device, file, names, places, redirect = self.table.facts(number)
         parents = [(self[parent].node, name) for parent, name in names]
         layers = self._stack.layers
