@@ -14,6 +14,7 @@ import pytest
 import unionfs
 from tests.cli.conftest import COMMAND
 from unionfs.containers import Containers
+from unionfs.images.platform import Platform
 from unionfs.store import Store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -96,6 +97,74 @@ def test_volumes_and_read_only(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Read-only file system" in done.stderr
     done = run("--rm", "-v", f"{shared}:/data:ro", "box", "touch", "/data/new")
+    assert "Read-only file system" in done.stderr
+
+
+def test_directories_in_memory_and_variables_from_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("# what it needs\n\nMODE=from a file\nOTHER=file\nFROM_HERE\n")
+    variables = ("--env-file", str(tmp_path / "env"), "-e", "OTHER=given")
+    script = 'echo new > /home/app/new; cat /proc/mounts; echo "$MODE, $OTHER, $FROM_HERE"'
+    memory = ("--read-only", "--tmpfs", "/home/app:size=64k,mode=700")
+    env = os.environ | {"FROM_HERE": "here"}
+    shown = said(run("--rm", *variables, *memory, "box", "sh", "-c", script, env=env))
+    assert shown.endswith("from a file, given, here\n")
+    [mount] = [line for line in shown.splitlines() if " /home/app " in line]
+    assert {"nosuid", "nodev", "size=64k", "mode=700"} <= {*mount.split()[3].split(",")}
+
+
+def test_standard_input_is_handed_on_when_asked_for(store: Store) -> None:
+    for option, shown in (("--interactive", b"typed"), ("--rm", b"")):
+        arguments = [*command(store, "runc"), option, "box", "cat"]
+        done = subprocess.run(arguments, input=b"typed", capture_output=True, check=True)
+        assert done.stdout == shown
+
+
+DOCKERS_CAPABILITIES = 0xA80425FB
+
+
+def test_what_a_container_may_do(run: Run, tmp_path: Path) -> None:
+    """As Linux tells it of a process."""
+
+    def status(*options: str) -> dict[str, str]:
+        shown = said(run("--rm", *options, "box", "cat", "/proc/self/status"))
+        return dict(line.split(":\t", 1) for line in shown.splitlines() if ":\t" in line)
+
+    usual = status()
+    assert (usual["Seccomp"], usual["NoNewPrivs"]) == ("2", "0")
+    assert int(usual["CapEff"], 16) == int(usual["CapBnd"], 16) == DOCKERS_CAPABILITIES
+    assert int(status("-u", "app")["CapEff"], 16) == 0
+
+    unconfined = status("--security-opt", "seccomp=unconfined", "--cap-add", "all")
+    assert unconfined["Seccomp"] == "0"
+    assert unconfined["CapEff"] == status_of_ours()["CapBnd"]
+    bare = status("--cap-drop=all", "--cap-add=CAP_CHOWN", "--security-opt=no-new-privileges")
+    assert (int(bare["CapEff"], 16), bare["NoNewPrivs"]) == (1, "1")
+    assert int(status("-u", "app", "--cap-add=net_admin")["CapEff"], 16) == 1 << 12
+
+    machine = Platform.of_this_machine().architecture
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+            {"names": ["read"], "action": "SCMP_ACT_KILL", "includes": {"caps": ["CAP_BPF"]}},
+            {"names": ["write"], "action": "SCMP_ACT_KILL", "excludes": {"arches": [machine]}},
+        ],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(profile))
+    own = f"seccomp={tmp_path}/own.json"
+    done = run("--rm", "--security-opt", own, "box", "/bin/busybox", "mkdir", "/new")
+    assert "Function not implemented" in done.stderr
+
+
+def status_of_ours() -> dict[str, str]:
+    text = Path("/proc/self/status").read_text()
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def test_what_of_the_kernel_is_closed(run: Run) -> None:
+    script = "cat /proc/kcore; ls /sys/firmware; echo 1 > /proc/sys/kernel/panic"
+    done = run("--rm", "box", "sh", "-c", script)
+    assert done.stdout == ""
     assert "Read-only file system" in done.stderr
 
 
@@ -184,7 +253,13 @@ def test_what_cannot_run_leaves_nothing(run: Run, store: Store) -> None:
         (("absent",), "the store has no such image"),
         (("-u", "nobody", "box"), "the image has no such user"),
         (("-v", "/absent:/data", "box"), "does not exist"),
-        (("--rm", "-d", "box"), "goes with neither"),
+        (("--rm", "-d", "box"), "goes with none"),
+        (("--tmpfs", "data", "box"), "not absolute"),
+        (("--env-file", "/absent", "box"), "No such file"),
+        (("--cap-add", "fly", "box"), "no such capability"),
+        (("--security-opt", "apparmor=x", "box"), "is not known"),
+        (("--security-opt", "seccomp=/etc/passwd", "box"), "not a seccomp profile"),
+        (("--security-opt", "seccomp=/absent", "box"), "No such file"),
     ):
         done = run(*arguments)
         assert done.returncode in (1, 2)

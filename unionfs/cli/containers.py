@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -14,7 +15,7 @@ from unionfs.cli.output import complain, describe, json_option, print_columns, p
 from unionfs.cli.store import moment
 from unionfs.cli.storing import store_option
 from unionfs.containers import Containers
-from unionfs.containers.bundle import RunOptions, Volume
+from unionfs.containers.bundle import RunOptions, Tmpfs, Volume
 from unionfs.containers.runtime import Runtime, State, end, ran
 from unionfs.store import Store
 
@@ -31,6 +32,28 @@ def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None
     if not found:
         raise click.BadParameter("not a size; write 512m or 2g")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def _security(options: tuple[str, ...]) -> tuple[str | None, bool]:
+    """The seccomp profile, and whether new privileges may be gained, of `--security-opt`."""
+    seccomp, new_privileges = None, True
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "seccomp" and value:
+            seccomp = value
+        elif name == "no-new-privileges" and value in ("", "true"):
+            new_privileges = False
+        else:
+            message = f"{option!r} is not known; write seccomp=FILE or no-new-privileges"
+            raise click.UsageError(message)
+    return seccomp, new_privileges
+
+
+def _lines(path: str) -> list[str]:
+    """The variables of an `--env-file`: NAME=VALUE or NAME a line; # begins a comment."""
+    with open(path, "rb") as file:
+        lines = [line.lstrip() for line in os.fsdecode(file.read()).splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 @click.command("create")
@@ -115,9 +138,12 @@ def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
 @_NAME
 @click.option("-d", "--detach", is_flag=True, help="Return when it runs; prints its name.")
 @click.option("--rm", is_flag=True, help="Remove the container when it ends.")
+@click.option("-i", "--interactive", is_flag=True, help="Hand it standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]")
+@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="One a line.")
 @click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]")
+@click.option("--tmpfs", multiple=True, metavar="TARGET[:OPTIONS]", help="A directory in memory.")
 @click.option("-u", "--user", metavar="USER[:GROUP]")
 @click.option("-w", "--workdir", metavar="DIR")
 @click.option("--entrypoint", metavar="COMMAND", help="In place of the image's; split as by sh.")
@@ -126,6 +152,15 @@ def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
 @click.option("--cpus", type=click.FloatRange(0.01), help="How many processors' time.")
 @click.option("--pids", type=click.IntRange(1), help="How many processes and threads.")
 @click.option("--read-only", is_flag=True, help="Only volumes and /tmp can be written.")
+@click.option("--cap-add", multiple=True, metavar="NAME", help="A capability, or ALL.")
+@click.option("--cap-drop", multiple=True, metavar="NAME", help="A capability, or ALL.")
+@click.option(
+    "--security-opt",
+    "security",
+    multiple=True,
+    metavar="OPTION",
+    help="seccomp=FILE, seccomp=unconfined, no-new-privileges.",
+)
 @click.option("--network", type=click.Choice(["none", "host"]), default="none", show_default=True)
 @click.option("--runtime", metavar="PROGRAM", help="crun or runc; by default what fits.")
 @click.argument("image")
@@ -135,9 +170,12 @@ def run_command(
     name: str | None,
     detach: bool,
     rm: bool,
+    interactive: bool,
     tty: bool,
     env: tuple[str, ...],
+    env_files: tuple[str, ...],
     volumes: tuple[str, ...],
+    tmpfs: tuple[str, ...],
     user: str | None,
     workdir: str | None,
     entrypoint: str | None,
@@ -146,6 +184,9 @@ def run_command(
     cpus: float | None,
     pids: int | None,
     read_only: bool,
+    cap_add: tuple[str, ...],
+    cap_drop: tuple[str, ...],
+    security: tuple[str, ...],
     network: Literal["none", "host"],
     runtime: str | None,
     image: str,
@@ -159,22 +200,29 @@ def run_command(
 
     Exits with the command's status; 128 and its number where a signal ended it.
     """
-    if detach and (rm or tty):
-        raise click.UsageError("--detach goes with neither --rm nor --tty")
+    if detach and (rm or tty or interactive):
+        raise click.UsageError("--detach goes with none of --rm, --tty, --interactive")
+    seccomp, new_privileges = _security(security)
     options = RunOptions(
         command=command,
         entrypoint=None if entrypoint is None else tuple(shlex.split(entrypoint)),
-        env=env,
+        env=(*(line for file in env_files for line in _lines(file)), *env),
         user=user,
         workdir=workdir,
         hostname=hostname,
         volumes=tuple(map(Volume.parse, volumes)),
+        tmpfs=tuple(map(Tmpfs.parse, tmpfs)),
         memory=memory,
         cpus=cpus,
         pids=pids,
         read_only=read_only,
         terminal=tty,
+        input=interactive,
         network=network,
+        add_capabilities=cap_add,
+        drop_capabilities=cap_drop,
+        seccomp=seccomp,
+        new_privileges=new_privileges,
     )
     program = Runtime.find(store, runtime)
     containers = Containers(store)

@@ -1,9 +1,9 @@
 """What an OCI runtime is told of a container: config.json, from the image's settings and a user's.
 
 A container has namespaces of its own for processes, mounts, host name, IPC and network; the last
-has nothing but a loopback device, unless it shares the machine's. It has the capabilities that
-Docker grants. What the machine's user namespace does not map is left out, so that an ordinary
-user's containers start too.
+has nothing but a loopback device, unless it shares the machine's. What it may do is told by
+`privileges` and `seccomp`. What the machine's user namespace does not map is left out, so that an
+ordinary user's containers start too.
 
 Rules: OCI runtime specification, config.md and config-linux.md; image specification, config.md and
 conversion.md.
@@ -13,28 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
+from unionfs.containers import privileges
+from unionfs.containers.seccomp import syscall_filter
 from unionfs.images.documents import Settings
 from unionfs.union import UnionFS
 
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_CAPABILITIES: Final = tuple(
-    f"CAP_{name}"
-    for name in (
-        *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"),
-        *("NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
-    )
-)
-_MASKED: Final = (
-    *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
-    *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
-    *("/sys/firmware", "/sys/fs/selinux"),
-)
-_READ_ONLY: Final = (*("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"),)
 _TTY_GROUP: Final = 5
 _CPU_PERIOD: Final = 100_000  # microseconds
 _NAME_MAX: Final = 64  # of a host, as the kernel has it
@@ -64,12 +53,32 @@ class Volume:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A directory in memory at target; options are mount(8)'s."""
+
+    target: str
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Tmpfs:
+        """TARGET[:OPTIONS]. Raises OSError EINVAL."""
+        target, _, options = text.partition(":")
+        if not target.startswith("/"):
+            raise OSError(errno.EINVAL, "not absolute; write /DIR or /DIR:size=64m", text)
+        return cls(target, tuple(filter(None, options.split(","))))
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """What a user asks for beside the image's settings, and in their place.
 
     command: after the entry point. env: NAME=VALUE, or NAME for the caller's value.
     user: NAME|UID[:GROUP|GID]. memory: bytes. cpus: how many processors' time. pids: how many
-    processes and threads. terminal: whether it has one. network: "host" shares the machine's.
+    processes and threads. terminal: whether it has one. input: whether it reads ours.
+    network: "host" shares the machine's. add_capabilities, drop_capabilities: see
+    `privileges.granted`. seccomp: see `seccomp.syscall_filter`. new_privileges: whether a program
+    may gain some by its set-id bits or capabilities.
     """
 
     command: tuple[str, ...] = ()
@@ -79,12 +88,18 @@ class RunOptions:
     workdir: str | None = None
     hostname: str | None = None
     volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
     read_only: bool = False
     terminal: bool = False
+    input: bool = False
     network: Literal["none", "host"] = "none"
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    seccomp: str | None = None
+    new_privileges: bool = True
 
     @property
     def limited(self) -> bool:
@@ -120,6 +135,10 @@ def configuration(
         raise OSError(errno.ENOENT, "the image has no command; name one", name)
     account = find_account(union, options.user or settings.user)
     hostname = (options.hostname or name)[:_NAME_MAX]
+    capabilities = privileges.capabilities(
+        account.uid, options.add_capabilities, options.drop_capabilities
+    )
+    syscalls = syscall_filter(options.seccomp, capabilities["bounding"])
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -132,7 +151,8 @@ def configuration(
             "args": command,
             "env": [*_environment(settings, options, account, hostname)],
             "cwd": options.workdir or settings.working_dir or "/",
-            "capabilities": _capabilities(account),
+            "capabilities": capabilities,
+            "noNewPrivileges": not options.new_privileges,
         },
         "root": {"path": rootfs, "readonly": options.read_only},
         "hostname": hostname,
@@ -144,8 +164,9 @@ def configuration(
                 if kind != "network" or options.network == "none"
             ],
             "resources": _resources(options),
-            "maskedPaths": _MASKED,
-            "readonlyPaths": _READ_ONLY,
+            "maskedPaths": privileges.MASKED,
+            "readonlyPaths": privileges.READ_ONLY,
+            **({"seccomp": syscalls} if syscalls else {}),
         },
     }
 
@@ -202,11 +223,6 @@ def _environment(
     yield from {entry.partition("=")[0]: entry for entry in given}.values()
 
 
-def _capabilities(account: Account) -> dict[str, Sequence[str]]:
-    own = _CAPABILITIES if account.uid == 0 else ()
-    return {"bounding": _CAPABILITIES, "effective": own, "permitted": own}
-
-
 def _mounts(settings: Settings, options: RunOptions) -> Iterator[dict[str, Any]]:
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     if _is_mapped_group(_TTY_GROUP):
@@ -222,12 +238,16 @@ def _mounts(settings: Settings, options: RunOptions) -> Iterator[dict[str, Any]]
         yield _mount("/sys", "sysfs", "sysfs", [*closed, "ro"])
     else:  # sysfs shows a network, so only its owner may mount it
         yield _mount("/sys", "bind", "/sys", ["rbind", *closed, "ro"])
-    targets = {volume.target.rstrip("/") for volume in options.volumes}
+    in_memory = ["nosuid", "nodev", "tmpcopyup"]
+    given = [*(each.target for each in options.volumes), *(each.target for each in options.tmpfs)]
+    targets = {target.rstrip("/") for target in given}
     if options.read_only:
         # what the image means to be written stays so, for as long as it runs
         for path in (*settings.volumes, "/tmp", "/run", "/var/tmp"):
             if path.rstrip("/") not in targets:
-                yield _mount(path, "tmpfs", "tmpfs", ["nosuid", "nodev", "tmpcopyup"])
+                yield _mount(path, "tmpfs", "tmpfs", in_memory)
+    for tmpfs in options.tmpfs:
+        yield _mount(tmpfs.target, "tmpfs", "tmpfs", [*in_memory, *tmpfs.options])
     for volume in options.volumes:
         access = "ro" if volume.read_only else "rw"
         yield _mount(volume.target, "bind", volume.source, ["rbind", "rprivate", access])

@@ -27,7 +27,10 @@ from unionfs.union import UnionFS
 
 RUNTIMES: Final = ("crun", "runc")
 _DIGITS: Final = 8
-_FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_FORWARDED: Final = (
+    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 
 State = Literal["created", "running", "paused", "stopped"]
 
@@ -67,7 +70,7 @@ class Runtime:
         """Run a container, mounted for as long; its exit status, 128 and a signal's number.
 
         detached: return 0 when it runs; it stays mounted until it is removed or unmounted.
-        output: a descriptor for all that it prints; then it has no input. By default both are ours.
+        output: a descriptor for all that it prints; by default ours.
 
         Raises NotFound, FailedPrecondition where it is mounted or runs, OSError where the image or
         the options do not fit, MountError.
@@ -108,7 +111,7 @@ class Runtime:
 
     def _wait(self, name: str, options: RunOptions, output: int | None) -> int:
         command = self._command("run", name, self._bundle(name), limited=options.limited)
-        given = None if output is None else subprocess.DEVNULL
+        given = None if options.input or options.terminal else subprocess.DEVNULL
         with (
             subprocess.Popen(command, stdin=given, stdout=output, stderr=output) as process,
             _forwarding(process),
@@ -164,7 +167,7 @@ def end(store: Store, name: str, *, force: bool = False) -> None:
 
 @contextmanager
 def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand signals that ask for the end on to a process, while it runs."""
+    """Hand signals that a process may know on to it, while it runs."""
 
     def forward(number: int, _: FrameType | None) -> None:
         process.send_signal(number)
