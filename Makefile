@@ -5,6 +5,7 @@
 # make bench-containers  what containers cost to make and to mount
 # make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
+# make soak MINUTES=N   64 clients at one mount, whose memory and descriptors have to stay flat
 # make crashes   the mount program and the store killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
@@ -18,7 +19,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz crashes
+.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz soak crashes
 .PHONY: pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
@@ -55,6 +56,9 @@ sanitize: $(VENV)/ready
 # upper with an index again.
 fuzz: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
+
+soak: $(VENV)/ready
+	unshare --mount $(PYTHON) -m tests.soak $(or $(MINUTES),10)
 
 crashes: $(VENV)/ready
 	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_cut_short.py \

@@ -396,7 +396,7 @@ static PyObject *table_tell(Table *self, PyObject *id)
 
 static PyObject *table_invalidate(Table *self, PyObject *id)
 {
-    ufs_invalidate(&self->session, PyLong_AsUnsignedLongLong(id));
+    ufs_invalidate(&self->session, PyLong_AsUnsignedLongLong(id), false);
     Py_RETURN_NONE;
 }
 

@@ -29,6 +29,7 @@ enum {
     UFS_COPY_MAX = 64 << 20,         /* bytes that one thread is busy copying */
     UFS_GIVEN_MAX = 32 << 10,        /* bytes of files that the kernel need not ask for */
     UFS_QUICK_MAX = 64 << 10,        /* bytes that are read or written while others wait */
+    UFS_SETTLED = 10,                /* seconds in which whoever reads a directory has got what we sent */
     UFS_FORWARD = 1,                 /* instead of a negative errno: pyfuse3 shall answer */
     UFS_SILENT = 2,                  /* the kernel waits for no reply */
 };
@@ -64,7 +65,8 @@ struct turn {
     const void *argument; /* after the header */
     char *reply;
     size_t length; /* of the reply */
-    uint64_t invalid; /* a node whose attributes the kernel has to ask for again, or 0 */
+    uint64_t invalid; /* a node that the kernel has to ask about again, or 0 */
+    bool names;       /* about the names in it too */
     bool leads;       /* this thread holds session->leading */
 };
 
@@ -82,14 +84,14 @@ static void send_reply(const struct ufs_session *session, uint64_t unique, int e
     (void)written; /* ENOENT: who asked has been interrupted; ENODEV: unmounted */
 }
 
-void ufs_invalidate(const struct ufs_session *session, uint64_t id)
+void ufs_invalidate(const struct ufs_session *session, uint64_t id, bool contents)
 {
     struct {
         struct fuse_out_header head;
         struct fuse_notify_inval_inode_out body;
     } note = {
         .head = { .len = sizeof note, .error = FUSE_NOTIFY_INVAL_INODE },
-        .body = { .ino = id, .off = -1 },
+        .body = { .ino = id, .off = contents ? 0 : -1 },
     };
     ssize_t written = write(session->device, &note, sizeof note);
 
@@ -1552,6 +1554,18 @@ static int list_names(struct turn *turn, struct ufs_node *directory, uint64_t of
     return listed;
 }
 
+/* At the end of a directory the kernel keeps the names that it was told. With them may be some
+ * from before the last change, of a reader whom that overtook: fs/fuse/readdir.c takes them for
+ * new if another one began to read before they came. So it must not keep these while there may be
+ * such readers. */
+static void finish_listing(struct turn *turn, struct ufs_node *directory)
+{
+    ufs_drop_names_above(directory);
+    turn->names = ufs_now() - directory->changed < UFS_SETTLED;
+    if (turn->names)
+        turn->invalid = directory->id;
+}
+
 static int read_directory(struct turn *turn, bool plus)
 {
     const struct fuse_read_in *in = turn->argument;
@@ -1576,7 +1590,7 @@ static int read_directory(struct turn *turn, bool plus)
     if (!listed)
         listed = list_names(turn, directory, in->offset, most, plus);
     if (!turn->length)
-        ufs_forget_names_above(directory);
+        finish_listing(turn, directory);
     return turn->length || listed == UFS_FORWARD ? 0 : listed;
 }
 
@@ -1752,8 +1766,10 @@ static bool answer(struct ufs_session *session, const struct fuse_in_header *in,
     result = handler->answer(&turn);
     if (handler->locks)
         pthread_mutex_unlock(&session->table.lock);
+    if (turn.names)
+        step_aside(&turn); /* it may wait for one who reads them, and he for us */
     if (turn.invalid)
-        ufs_invalidate(session, turn.invalid);
+        ufs_invalidate(session, turn.invalid, turn.names);
     if (result == UFS_FORWARD && !back)
         forward(session, handler, in, size);
     else if (result == UFS_FORWARD)

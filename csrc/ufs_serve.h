@@ -35,8 +35,8 @@ int ufs_carry(struct ufs_session *session);
 int ufs_keep_open(struct ufs_session *session, struct ufs_node *node, int fd, int flags,
                   bool lower);
 
-/* Have the kernel ask for a node's attributes again. */
-void ufs_invalidate(const struct ufs_session *session, uint64_t id);
+/* Have the kernel ask for a node's attributes again, and for what is in it where contents tells. */
+void ufs_invalidate(const struct ufs_session *session, uint64_t id, bool contents);
 
 void ufs_forget_pending(struct ufs_session *session);
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ufs_calls.h"
@@ -34,7 +35,7 @@ int ufs_table_init(struct ufs_table *table)
 static void free_node(struct ufs_node *node)
 {
     ufs_free_lower(node);
-    ufs_forget_names_above(node);
+    ufs_drop_names_above(node);
     free(node->open);
     free(node->last);
     free(node->redirect);
@@ -332,10 +333,24 @@ void ufs_free_lower(struct ufs_node *node)
     node->below = NULL;
 }
 
-void ufs_forget_names_above(struct ufs_node *node)
+void ufs_drop_names_above(struct ufs_node *node)
 {
     ufs_free_listing(node->above);
     node->above = NULL;
+}
+
+void ufs_forget_names_above(struct ufs_node *node)
+{
+    ufs_drop_names_above(node);
+    node->changed = ufs_now();
+}
+
+uint32_t ufs_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint32_t)now.tv_sec;
 }
 
 void ufs_stale_below(struct ufs_table *table, const struct ufs_node *directory)

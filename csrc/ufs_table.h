@@ -88,6 +88,7 @@ struct ufs_node {
     char *redirect;
     uint32_t lookups;  /* how often the kernel was told of it, less what it forgot */
     uint32_t children; /* names in it */
+    uint32_t changed;  /* when a name in it in upper last came or went: ufs_now() */
     uint16_t flags;
     uint16_t lower_count;
     uint16_t layer; /* of a file in a lower layer: which one, below its parent's place there */
@@ -154,7 +155,13 @@ void ufs_drop_unused(struct ufs_table *table, struct ufs_node *node);
 void ufs_forget(struct ufs_table *table, struct ufs_node *node, uint64_t lookups);
 
 void ufs_free_lower(struct ufs_node *node);
+
+/* Drop what is kept of the names in upper, when one of them came or went, or none is to be kept. */
 void ufs_forget_names_above(struct ufs_node *node);
+void ufs_drop_names_above(struct ufs_node *node);
+
+/* Seconds since the machine started. */
+uint32_t ufs_now(void);
 
 /* Mark all that lies in a directory, at any depth, as stale. */
 void ufs_stale_below(struct ufs_table *table, const struct ufs_node *directory);
