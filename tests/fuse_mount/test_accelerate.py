@@ -66,6 +66,18 @@ def test_a_known_tree_costs_no_request(layers: Layers) -> None:
         assert 0 in [cost() for _ in range(100)]
 
 
+def test_names_that_have_just_changed_are_not_kept(layers: Layers) -> None:
+    """The kernel may have put some from before the change among those that it was told last."""
+    with _mounted(layers) as door:
+        folder = Path(layers.target, "d")
+        folder.mkdir()
+        (folder / "new").touch()
+        assert os.listdir(folder) == ["new"]
+        before = _moved(door)["syscr"]
+        assert os.listdir(folder) == ["new"]
+        assert _moved(door)["syscr"] > before
+
+
 def test_data_of_upper_passes_the_program_by(layers: Layers) -> None:
     with _mounted(layers) as door:
         path = Path(layers.target, "large")

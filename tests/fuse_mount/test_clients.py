@@ -53,6 +53,7 @@ def test_many_clients(union: Path) -> None:
             assert {f"{other}" for other in range(_CLIENTS)} <= names, "none is ever missing"
             own = shared / f"own-{number}"
             own.mkdir()
+            assert own.name in os.listdir(shared), "nor a new one, once it is made"
             (own / "file").write_bytes(b"x" * number)
             assert (own / "file").read_bytes() == b"x" * number
             (own / "file").rename(own / "renamed")
