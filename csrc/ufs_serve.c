@@ -29,6 +29,8 @@ enum {
     UFS_COPY_MAX = 64 << 20,         /* bytes that one thread is busy copying */
     UFS_GIVEN_MAX = 32 << 10,        /* bytes of files that the kernel need not ask for */
     UFS_QUICK_MAX = 64 << 10,        /* bytes that are read or written while others wait */
+    UFS_SPLICED_MAX = 512 << 10,     /* bytes of a file whose pages find room in a pipe */
+    UFS_PIPE_SIZE = 1 << 20,
     UFS_SETTLED = 10,                /* seconds in which whoever reads a directory has got what we sent */
     UFS_FORWARD = 1,                 /* instead of a negative errno: pyfuse3 shall answer */
     UFS_SILENT = 2,                  /* the kernel waits for no reply */
@@ -57,6 +59,12 @@ struct ufs_pending {
     struct fuse_in_header request; /* with what follows it */
 };
 
+/* What a thread answers with. pipe: -1 where it has none. */
+struct desk {
+    char *request, *reply;
+    int pipe[2];
+};
+
 /* One request and its reply. */
 struct turn {
     struct ufs_session *session;
@@ -67,6 +75,7 @@ struct turn {
     size_t length; /* of the reply */
     uint64_t invalid; /* a node that the kernel has to ask about again, or 0 */
     bool names;       /* about the names in it too */
+    const int *pipe;  /* empty, of this thread */
     bool leads;       /* this thread holds session->leading */
 };
 
@@ -903,6 +912,30 @@ static int on_release(struct turn *turn)
 
 /* These need no lock: while the kernel uses a descriptor, it does not release it. */
 
+/* Reply with a file's pages as they are, which are copied but once then: whether that was done. Not
+ * where there are fewer bytes than asked for. */
+static bool splice_reply(const struct turn *turn, int fd, const struct fuse_read_in *in)
+{
+    struct fuse_out_header out = {
+        .len = (uint32_t)sizeof out + in->size, .unique = turn->in->unique
+    };
+    loff_t offset = (loff_t)in->offset;
+    ssize_t length, done = 0;
+
+    if (in->size <= UFS_QUICK_MAX || in->size > UFS_SPLICED_MAX || turn->pipe[0] == -1
+        || write(turn->pipe[1], &out, sizeof out) != sizeof out)
+        return false;
+    do {
+        length = splice(fd, &offset, turn->pipe[1], NULL, in->size - (size_t)done, 0);
+        done += length;
+    } while (length > 0 && done < (ssize_t)in->size);
+    if (length > 0 && splice(turn->pipe[0], NULL, turn->session->device, NULL, out.len, 0) > 0)
+        return true;
+    while (read(turn->pipe[0], turn->reply, UFS_DATA_SIZE) > 0)
+        continue;
+    return false;
+}
+
 static int on_read(struct turn *turn)
 {
     const struct fuse_read_in *in = turn->argument;
@@ -917,6 +950,8 @@ static int on_read(struct turn *turn)
         length = preadv2(fd, &part, 1, (off_t)in->offset, RWF_NOWAIT);
     if (length != (ssize_t)size) { /* the rest is on disk, or there is none */
         step_aside(turn);
+        if (splice_reply(turn, fd, in))
+            return UFS_SILENT;
         length = pread(fd, turn->reply, size, (off_t)in->offset);
     }
     if (length == -1)
@@ -1744,12 +1779,12 @@ static void forward(struct ufs_session *session, const struct handler *handler,
 /* back: whether it comes back from pyfuse3, which has no other way to answer it. leads: whether
  * this thread holds session->leading; whether it does afterwards is the result. */
 static bool answer(struct ufs_session *session, const struct fuse_in_header *in, size_t size,
-                   char *reply, bool back, bool leads)
+                   const struct desk *desk, bool back, bool leads)
 {
     const struct handler *handler = handler_of(in);
     struct turn turn = {
-        .session = session, .table = &session->table, .in = in, .argument = in + 1, .reply = reply,
-        .leads = leads,
+        .session = session, .table = &session->table, .in = in, .argument = in + 1,
+        .reply = desk->reply, .pipe = desk->pipe, .leads = leads,
     };
     int result;
 
@@ -1775,34 +1810,62 @@ static bool answer(struct ufs_session *session, const struct fuse_in_header *in,
     else if (result == UFS_FORWARD)
         send_reply(session, in->unique, -EIO, NULL, 0);
     else if (result != UFS_SILENT)
-        send_reply(session, in->unique, result, reply, result ? 0 : turn.length);
+        send_reply(session, in->unique, result, turn.reply, result ? 0 : turn.length);
     return turn.leads;
+}
+
+static void clear_desk(const struct desk *desk)
+{
+    free(desk->request);
+    free(desk->reply);
+    if (desk->pipe[0] != -1) {
+        close(desk->pipe[0]);
+        close(desk->pipe[1]);
+    }
+}
+
+/* false: out of memory. */
+static bool set_desk(struct desk *desk)
+{
+    desk->request = malloc(UFS_REQUEST_SIZE);
+    desk->reply = malloc(UFS_REQUEST_SIZE);
+    if (pipe2(desk->pipe, O_CLOEXEC | O_NONBLOCK))
+        desk->pipe[0] = -1;
+    if (desk->pipe[0] != -1 && fcntl(desk->pipe[0], F_SETPIPE_SZ, UFS_PIPE_SIZE) == -1) {
+        close(desk->pipe[0]);
+        close(desk->pipe[1]);
+        desk->pipe[0] = -1;
+    }
+    if (desk->request && desk->reply)
+        return true;
+    clear_desk(desk);
+    return false;
 }
 
 int ufs_serve(struct ufs_session *session)
 {
-    char *request = malloc(UFS_REQUEST_SIZE), *reply = malloc(UFS_REQUEST_SIZE);
     bool leads = false;
-    ssize_t length = -1;
+    struct desk desk;
+    ssize_t length;
     int failed;
 
-    while (request && reply) {
+    if (!set_desk(&desk))
+        return -1;
+    for (;;) {
         if (!leads)
             pthread_mutex_lock(&session->leading);
         leads = true;
-        length = read(session->device, request, UFS_REQUEST_SIZE);
+        length = read(session->device, desk.request, UFS_REQUEST_SIZE);
         if (length == -1 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
             continue;
         if (length < (ssize_t)sizeof(struct fuse_in_header))
             break;
-        leads = answer(session, (const struct fuse_in_header *)request, (size_t)length, reply,
+        leads = answer(session, (const struct fuse_in_header *)desk.request, (size_t)length, &desk,
                        false, true);
     }
     failed = length == -1 && errno == ENODEV ? 0 : -1;
-    if (leads)
-        pthread_mutex_unlock(&session->leading);
-    free(request);
-    free(reply);
+    pthread_mutex_unlock(&session->leading);
+    clear_desk(&desk);
     return failed;
 }
 
@@ -1838,30 +1901,32 @@ static void finish_create(struct ufs_session *session, char *reply, size_t size)
 
 int ufs_carry(struct ufs_session *session)
 {
-    char *message = malloc(UFS_REQUEST_SIZE), *reply = malloc(UFS_REQUEST_SIZE);
-    struct fuse_out_header *out = (void *)message;
     struct ufs_pending *pending;
-    ssize_t length = -1, written;
+    struct fuse_out_header *out;
+    ssize_t length, written;
+    struct desk desk;
 
-    while (message && reply) {
-        length = recv(session->socket, message, UFS_REQUEST_SIZE, 0);
+    if (!set_desk(&desk))
+        return -1;
+    out = (void *)desk.request;
+    for (;;) {
+        length = recv(session->socket, out, UFS_REQUEST_SIZE, 0);
         if (length == -1 && errno == EINTR)
             continue;
         if (length < (ssize_t)sizeof *out)
             break;
         pending = out->unique ? take_pending(session, out->unique) : NULL;
         if (pending && out->error == -UFS_REDO) {
-            answer(session, &pending->request, pending->size, reply, true, false);
+            answer(session, &pending->request, pending->size, &desk, true, false);
         } else {
             if (pending && pending->request.opcode == FUSE_CREATE && !out->error)
-                finish_create(session, message, (size_t)length);
-            written = write(session->device, message, (size_t)length);
+                finish_create(session, desk.request, (size_t)length);
+            written = write(session->device, out, (size_t)length);
             (void)written; /* ENOENT: interrupted, or the kernel has forgotten the node */
         }
         free(pending);
     }
-    free(message);
-    free(reply);
+    clear_desk(&desk);
     return length == 0 ? 0 : -1;
 }
 
