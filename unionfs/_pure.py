@@ -44,6 +44,8 @@ _FS_IOC_GETFSUUID: Final = 0x80111500
 _CANNOT_CLONE: Final = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _CANNOT_COPY_RANGE: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _COPY_CHUNK: Final = 1 << 20
+_WRITTEN_CHUNK: Final = 16 << 20  # is written to disk while the next one is copied
+_SYNC_FILE_RANGE_WRITE: Final = 2
 
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
@@ -338,11 +340,12 @@ def clone(src_fd: int, dst_fd: int) -> bool:
     return True
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int) -> None:
+def copy_data(src_fd: int, dst_fd: int, size: int, *, synced: bool = False) -> None:
     """Copy the first `size` bytes into the empty file `dst_fd`, which then is `size` long.
 
     Holes stay holes. A source that is or becomes shorter reads as zeros from its end on.
-    Both file offsets are undefined afterwards.
+    Both file offsets are undefined afterwards. synced: the caller will sync the copy, so that its
+    writing begins meanwhile.
     """
     offset = 0
     while offset < size:
@@ -355,17 +358,18 @@ def copy_data(src_fd: int, dst_fd: int, size: int) -> None:
             if error.errno != errno.EINVAL:
                 raise
             start, end = offset, size
-        if not _copy_range(src_fd, dst_fd, start, end):
+        if not _copy_range(src_fd, dst_fd, start, end, synced):
             break
         offset = end
     os.ftruncate(dst_fd, size)
 
 
-def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> bool:
+def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int, synced: bool) -> bool:
     """Copy the bytes from `offset` to `end`; False where the source ends before."""
     while offset < end:
         try:
-            copied = os.copy_file_range(src_fd, dst_fd, end - offset, offset, offset)
+            wanted = min(end - offset, _WRITTEN_CHUNK) if synced else end - offset
+            copied = os.copy_file_range(src_fd, dst_fd, wanted, offset, offset)
         except OSError as error:
             if error.errno not in _CANNOT_COPY_RANGE:
                 raise
@@ -376,8 +380,17 @@ def _copy_range(src_fd: int, dst_fd: int, offset: int, end: int) -> bool:
             if not data:
                 return False
             copied = os.pwrite(dst_fd, data, offset)
+        if synced and copied == _WRITTEN_CHUNK:
+            _begin_writing(dst_fd, offset, copied)
         offset += copied
     return True
+
+
+def _begin_writing(fd: int, offset: int, size: int) -> None:
+    """Let the kernel write a range to disk; an error is for fsync(2) to tell."""
+    with contextlib.suppress(OSError):
+        place = ctypes.c_int64(offset), ctypes.c_int64(size)
+        _call("sync_file_range", fd, *place, _SYNC_FILE_RANGE_WRITE)
 
 
 def list_dir(dir_fd: int, path: str, /) -> list[tuple[str, int, int]]:

@@ -106,7 +106,7 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
             copy = os.open(draft, _NEW, 0o600, dir_fd=workdir.fd)
             try:
                 if data or not _leaves_data(stack, status):
-                    _copy_data(below, copy, status.st_size, size)
+                    _copy_data(below, copy, status.st_size, size, synced=_syncs(stack))
                 else:
                     os.ftruncate(copy, status.st_size)
                     system.set_xattr(copy, "", stack.prefix + markers.METACOPY, b"")
@@ -123,7 +123,7 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
         if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
             mark = stack.numbers.handle_mark(source.layer.fd, source.path)
             _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
-        if kind == stat.S_IFREG and not stack.options.volatile:
+        if kind == stat.S_IFREG and _syncs(stack):
             _sync(workdir.fd, draft)
     return draft
 
@@ -133,7 +133,12 @@ def _leaves_data(stack: LayerStack, status: os.stat_result) -> bool:
     return stack.metacopy and stat.S_ISREG(status.st_mode)
 
 
-def _copy_data(source: Place, copy: int, length: int, size: int | None) -> None:
+def _syncs(stack: LayerStack) -> bool:
+    """Whether copies are on disk before they are shown."""
+    return not stack.options.volatile
+
+
+def _copy_data(source: Place, copy: int, length: int, size: int | None, *, synced: bool) -> None:
     """Copy the first size bytes of a file that is length bytes long."""
     wanted = length if size is None else min(size, length)
     if not wanted:
@@ -142,7 +147,7 @@ def _copy_data(source: Place, copy: int, length: int, size: int | None) -> None:
     original = system.open_beneath(source.layer.fd, source.path, flags)
     try:
         if wanted < length or not system.clone(original, copy):
-            system.copy_data(original, copy, wanted)
+            system.copy_data(original, copy, wanted, synced=synced)
     finally:
         os.close(original)
 
@@ -162,10 +167,11 @@ def fill(stack: LayerStack, node: Node, size: int | None = None) -> None:
         if size == 0:
             os.ftruncate(fd, 0)
         else:
-            _copy_data(resolve.data(stack, node), fd, os.fstat(fd).st_size, None)
+            length = os.fstat(fd).st_size
+            _copy_data(resolve.data(stack, node), fd, length, None, synced=_syncs(stack))
         if capabilities is not None:
             system.set_xattr(fd, "", _CAPABILITIES, capabilities)
-        if not stack.options.volatile:
+        if _syncs(stack):
             os.fsync(fd)
         system.remove_xattr(fd, "", stack.prefix + markers.METACOPY)
     finally:
