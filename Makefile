@@ -19,8 +19,8 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz soak crashes
-.PHONY: pjdfstest fsx fsstress clients clean
+.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz soak crashes pjdfstest \
+	fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -50,7 +50,8 @@ sanitize: $(VENV)/ready
 	cp -r tests pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH="$$PWD" $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider \
-		tests/unionfs/test_system.py tests/fuse_mount tests/conformance -k "not (library or pure)"
+		tests/unionfs/test_system.py tests/layers/test_header.py tests/fuse_mount \
+		tests/conformance -k "not (library or pure)"
 
 # In mounts of its own: for as long as another process has copies of them, the kernel mounts no
 # upper with an index again.

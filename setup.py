@@ -41,7 +41,7 @@ def extension(name: str, *sources: str) -> Extension:
 setup(
     cmdclass={"build_ext": BuildOrWarn},
     ext_modules=[
-        extension("unionfs._native", "native.c", "ufs_calls.c"),
+        extension("unionfs._native", "native.c", "ufs_calls.c", "ufs_tar.c"),
         extension(
             "fuse_mount._fast",
             "fast.c",

@@ -1,4 +1,5 @@
-/* unionfs._native: the calls of unionfs/_pure.py that every lookup makes, same contract. */
+/* unionfs._native: the calls of unionfs/_pure.py that every lookup makes, or every file that is
+ * unpacked, and unionfs/layers/header.py; same contract. */
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
 #include <Python.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "ufs_calls.h"
+#include "ufs_tar.h"
 
 enum { UFS_USUAL_VALUE = 256, UFS_LARGEST_VALUE = 65536, UFS_DENTS_BUFFER = 32768 };
 
@@ -311,6 +313,131 @@ static PyObject *list_dir(PyObject *module, PyObject *args)
     return entries;
 }
 
+/* A new file that lacks its content and its time; data is held as long as this is. */
+struct new_file {
+    int fd;
+    PyObject *name;
+    Py_buffer data;
+    long long seconds;
+    long nanoseconds;
+};
+
+static PyObject *complete_files(PyObject *module, PyObject *files)
+{
+    PyObject *sequence = PySequence_Fast(files, "a sequence of files");
+    Py_ssize_t count = sequence ? PySequence_Fast_GET_SIZE(sequence) : 0, held = 0, failed = -1;
+    struct new_file *all = sequence ? PyMem_Calloc((size_t)count + 1, sizeof *all) : NULL;
+    int error = 0;
+
+    (void)module;
+    if (!all) {
+        Py_XDECREF(sequence);
+        return sequence ? PyErr_NoMemory() : NULL;
+    }
+    for (; held < count; held++) {
+        struct new_file *file = &all[held];
+
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(sequence, held), "iUy*Ll", &file->fd,
+                              &file->name, &file->data, &file->seconds, &file->nanoseconds))
+            goto out;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t at = 0; at < count; at++) {
+        struct new_file *file = &all[at];
+        struct timespec time = { .tv_sec = file->seconds, .tv_nsec = file->nanoseconds };
+
+        if (failed != -1) {
+            close(file->fd);
+        } else if (ufs_complete(file->fd, file->data.buf, (size_t)file->data.len, time)) {
+            error = errno;
+            failed = at;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (failed != -1) {
+        errno = error;
+        failure(all[failed].name);
+    }
+out:
+    while (held--)
+        PyBuffer_Release(&all[held].data);
+    PyMem_Free(all);
+    Py_DECREF(sequence);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *write_sparsely(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    long long offset;
+    int fd;
+    off_t end;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iy*L:write_sparsely", &fd, &data, &offset))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    end = ufs_write_sparsely(fd, data.buf, (size_t)data.len, offset);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return end == -1 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLongLong(end);
+}
+
+/* A number as Python has it, None where the field holds none. */
+static PyObject *number_in(const char *field, size_t size)
+{
+    int64_t number;
+
+    return ufs_tar_number(field, size, &number) ? Py_NewRef(Py_None) : PyLong_FromLongLong(number);
+}
+
+static PyObject *text_in(const char *field, size_t size)
+{
+    return PyUnicode_DecodeFSDefaultAndSize(field, (Py_ssize_t)strnlen(field, size));
+}
+
+static PyObject *name_in(const struct ufs_tar_header *header)
+{
+    char path[UFS_TAR_PREFIX + 1 + UFS_TAR_NAME];
+    size_t prefix = strnlen(header->prefix, UFS_TAR_PREFIX);
+    size_t name = strnlen(header->name, UFS_TAR_NAME);
+
+    if (!prefix || memcmp(header->magic, UFS_TAR_MAGIC, sizeof header->magic))
+        return PyUnicode_DecodeFSDefaultAndSize(header->name, (Py_ssize_t)name);
+    memcpy(path, header->prefix, prefix);
+    path[prefix] = '/';
+    memcpy(path + prefix + 1, header->name, name);
+    return PyUnicode_DecodeFSDefaultAndSize(path, (Py_ssize_t)(prefix + 1 + name));
+}
+
+static PyObject *tar_fields(PyObject *module, PyObject *record)
+{
+    const struct ufs_tar_header *header;
+    PyObject *result = NULL;
+    Py_buffer data;
+
+    (void)module;
+    if (PyObject_GetBuffer(record, &data, PyBUF_SIMPLE))
+        return NULL;
+    header = data.buf;
+    if (data.len != UFS_TAR_RECORD)
+        PyErr_SetString(PyExc_ValueError, "a header is one record");
+    else if (!ufs_tar_is_header(header))
+        result = Py_NewRef(Py_None);
+    else
+        result = Py_BuildValue("NcNNNNNNNN", name_in(header), header->kind,
+                               number_in(header->mode, sizeof header->mode),
+                               number_in(header->uid, sizeof header->uid),
+                               number_in(header->gid, sizeof header->gid),
+                               number_in(header->size, sizeof header->size),
+                               number_in(header->mtime, sizeof header->mtime),
+                               text_in(header->target, sizeof header->target),
+                               number_in(header->major, sizeof header->major),
+                               number_in(header->minor, sizeof header->minor));
+    PyBuffer_Release(&data);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     { "open_beneath", (PyCFunction)(void (*)(void))open_beneath, METH_VARARGS | METH_KEYWORDS,
       NULL },
@@ -320,6 +447,9 @@ static PyMethodDef methods[] = {
     { "inode_and_change", inode_and_change, METH_VARARGS, NULL },
     { "renumbered", renumbered, METH_VARARGS, NULL },
     { "list_dir", list_dir, METH_VARARGS, NULL },
+    { "complete_files", complete_files, METH_O, NULL },
+    { "write_sparsely", write_sparsely, METH_VARARGS, NULL },
+    { "tar_fields", tar_fields, METH_O, NULL },
     { NULL, NULL, 0, NULL },
 };
 
@@ -328,7 +458,7 @@ static struct PyModuleDef_Slot slots[] = { { 0, NULL } };
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "unionfs._native",
-    .m_doc = "The calls of unionfs._pure that every lookup makes, in C.",
+    .m_doc = "What lookups and unpacking do most, in C.",
     .m_methods = methods,
     .m_slots = slots,
 };

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -113,4 +115,58 @@ ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size)
 ssize_t ufs_get_dents(int fd, void *buffer, size_t size)
 {
     return syscall(SYS_getdents64, fd, buffer, size);
+}
+
+enum { UFS_PAGE = 4096 };
+
+static int write_all(int fd, const char *data, size_t size, off_t offset)
+{
+    ssize_t written;
+
+    for (; size; data += written, size -= (size_t)written, offset += written) {
+        do
+            written = pwrite(fd, data, size, offset);
+        while (written == -1 && errno == EINTR);
+        if (written == -1)
+            return -1;
+    }
+    return 0;
+}
+
+static int is_hole(const char *data, size_t at, size_t size)
+{
+    return size - at >= UFS_PAGE && !data[at] && !memcmp(data + at, data + at + 1, UFS_PAGE - 1);
+}
+
+off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset)
+{
+    off_t end = offset;
+
+    for (size_t start = 0, stop; start < size; start = stop) {
+        stop = start + UFS_PAGE;
+        if (is_hole(data, start, size))
+            continue;
+        while (stop < size && !is_hole(data, stop, size))
+            stop += UFS_PAGE;
+        if (stop > size)
+            stop = size;
+        end = offset + (off_t)stop;
+        if (write_all(fd, data + start, stop - start, offset + (off_t)start))
+            return -1;
+    }
+    return end;
+}
+
+int ufs_complete(int fd, const char *data, size_t size, struct timespec time)
+{
+    const struct timespec times[2] = { time, time };
+    off_t end = ufs_write_sparsely(fd, data, size, 0);
+    int error = 0;
+
+    if (end == -1 || (end < (off_t)size && ftruncate(fd, (off_t)size)) || futimens(fd, times))
+        error = errno;
+    if (close(fd) && !error)
+        error = errno;
+    errno = error;
+    return error ? -1 : 0;
 }

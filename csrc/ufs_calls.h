@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 /* struct linux_dirent64, getdents(2); d_name ends with NUL, d_reclen is a multiple of 8. */
 struct ufs_dirent {
@@ -24,6 +25,13 @@ ssize_t ufs_get_xattr(int dir_fd, const char *path, const char *name, void *valu
 
 /* The length of the names, each ending with NUL; ERANGE where they are longer than size. */
 ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size);
+
+/* Write data into a file that has none there; whole pages of zeros become holes. Where the last
+ * write ended, or would have begun. */
+off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset);
+
+/* Give a new, empty file its content and its time of change, and close it, whatever happens. */
+int ufs_complete(int fd, const char *data, size_t size, struct timespec time);
 
 /* The bytes filled with whole struct ufs_dirent, 0 at the end. The buffer is 8-aligned. */
 ssize_t ufs_get_dents(int fd, void *buffer, size_t size);

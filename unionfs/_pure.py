@@ -21,7 +21,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 RENAME_NOREPLACE: Final = 1
@@ -77,6 +77,13 @@ _PRECISE: Final = (
 _DT_UNKNOWN: Final = 0
 _DIRENT: Final = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; the name follows
 _DIRENT_BUFFER: Final = 32 << 10
+
+_PAGE: Final = 4096
+_ZEROS: Final = bytes(_PAGE)
+_SECOND: Final = 10**9  # nanoseconds
+
+NewFile = tuple[int, str, bytes | memoryview, int, int]
+"""Its descriptor, what errors call it, its content, and its time in seconds and nanoseconds."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setfsuid.restype = _libc.setfsgid.restype = ctypes.c_uint
@@ -505,3 +512,49 @@ def set_fs_ids(uid: int, gid: int) -> None:
     _libc.setfsuid(uid)
     if _libc.setfsgid(-1) != gid or _libc.setfsuid(-1) != uid:
         raise _error(errno.EPERM)
+
+
+def write_sparsely(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """Write data into a file that has none there; whole pages of zeros become holes.
+
+    Where the last write ended, or would have begun: a hole at a file's end needs ftruncate(2).
+    """
+    view = memoryview(data)
+    starts = range(0, len(view) - _PAGE + 1, _PAGE)
+    holes = [at for at in starts if view[at : at + _PAGE] == _ZEROS]
+    end = start = 0
+    for at in (*holes, len(view)):
+        if start < at:
+            _write(fd, view[start:at], offset + start)
+            end = at
+        start = at + _PAGE
+    return offset + end
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def complete_files(files: Sequence[NewFile]) -> None:
+    """Give new, empty files their content, by `write_sparsely`, and their times; and close them.
+
+    All are closed, whatever happens. Raises OSError with the name of the first file that failed;
+    those behind it stay as they are.
+    """
+    failed: OSError | None = None
+    for fd, name, data, seconds, nanoseconds in files:
+        try:
+            try:
+                if failed is None:
+                    if write_sparsely(fd, data, 0) < len(data):
+                        os.ftruncate(fd, len(data))
+                    time = seconds * _SECOND + nanoseconds
+                    os.utime(fd, ns=(time, time))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            failed = failed or OSError(error.errno, error.strerror, name)
+    if failed is not None:
+        raise failed

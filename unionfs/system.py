@@ -2,7 +2,7 @@
 
 Two implementations keep one contract, which the docstrings of `unionfs._pure` state. That
 module is complete; `unionfs._native`, where it was built, replaces the calls that every lookup
-makes. UNIONMOUNT_PURE=1 in the environment keeps the extension out.
+makes, or every file that is unpacked. UNIONMOUNT_PURE=1 in the environment keeps the extension out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from unionfs._pure import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     RENAME_WHITEOUT,
+    NewFile,
     clone,
     clone_mount,
+    complete_files,
     copy_data,
     exists,
     file_handle,
@@ -33,6 +35,7 @@ from unionfs._pure import (
     set_xattr,
     stat_handle,
     sync_filesystem,
+    write_sparsely,
 )
 
 __all__ = [
@@ -40,8 +43,10 @@ __all__ = [
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
     "RENAME_WHITEOUT",
+    "NewFile",
     "clone",
     "clone_mount",
+    "complete_files",
     "copy_data",
     "exists",
     "file_handle",
@@ -60,12 +65,14 @@ __all__ = [
     "set_xattr",
     "stat_handle",
     "sync_filesystem",
+    "write_sparsely",
 ]
 
 NATIVE: bool = False
 if os.environ.get("UNIONMOUNT_PURE") != "1":
     try:
         from unionfs._native import (
+            complete_files,
             exists,
             get_xattr,
             inode_and_change,
@@ -73,6 +80,7 @@ if os.environ.get("UNIONMOUNT_PURE") != "1":
             list_xattr,
             open_beneath,
             renumbered,
+            write_sparsely,
         )
     except ImportError:
         pass

@@ -862,6 +862,71 @@ def test_a_clone_is_refused(tmp_path: Path) -> None:
         assert refusal(system.clone, source.fileno(), source.fileno()).errno == errno.EBADF
 
 
+FULL, ZEROS = b"x" * PAGE, bytes(PAGE)
+
+
+@both
+@pytest.mark.parametrize(
+    ("data", "end", "there"),
+    [
+        (b"", 0, set()),
+        (b"short", 5, {0}),
+        (FULL + ZEROS + FULL, 3 * PAGE, {0, 2}),
+        (ZEROS + FULL + b"tail", 2 * PAGE + 4, {1, 2}),
+        (FULL + ZEROS + bytes(9), 2 * PAGE + 9, {0, 2}),
+        (FULL + ZEROS * 2, PAGE, {0}),
+        (ZEROS, 0, set()),
+    ],
+    ids=["nothing", "short", "middle", "begin", "a part of a page", "end", "all"],
+)
+def test_pages_of_zeros_are_holes(
+    calls: ModuleType, tmp_path: Path, data: bytes, end: int, there: set[int]
+) -> None:
+    for begin in (0, 1):
+        path = tmp_path / str(begin)
+        with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+            assert calls.write_sparsely(fd, memoryview(data), begin * PAGE) == begin * PAGE + end
+            os.ftruncate(fd, begin * PAGE + len(data))
+            assert pages(fd) == {begin + page for page in there}
+        assert path.read_bytes() == bytes(begin * PAGE) + data
+
+
+@both
+def test_files_are_completed(calls: ModuleType, tmp_path: Path) -> None:
+    contents = [b"", b"some", FULL + ZEROS, b"last"]
+    times = [(0, 0), (-2, 999_999_999), (1, 5), (1 << 33, 1)]
+    files = []
+    for number, (content, time) in enumerate(zip(contents, times, strict=True)):
+        fd = os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT)
+        files.append((fd, str(number), content, *time))
+    calls.complete_files(files)
+    for number, (content, (seconds, rest)) in enumerate(zip(contents, times, strict=True)):
+        path = tmp_path / str(number)
+        assert path.read_bytes() == content
+        assert path.stat().st_mtime_ns == seconds * 10**9 + rest
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(files[number][0])
+
+
+@both
+def test_a_file_that_cannot_be_completed_is_named_and_all_are_closed(
+    calls: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "second").touch()
+    fds = [
+        os.open(tmp_path / name, flags | os.O_CREAT)
+        for name, flags in (("first", os.O_WRONLY), ("second", os.O_RDONLY), ("third", os.O_WRONLY))
+    ]
+    names = ("first", "second", "third")
+    files = [(fd, name, b"data", 1, 0) for fd, name in zip(fds, names, strict=True)]
+    error = refusal(calls.complete_files, files)
+    assert (error.errno, error.filename) == (errno.EBADF, "second")
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"data", b"", b""]
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
 # -- handles ----------------------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def apply_layer(
             lower = stack.enter_context(LayerStack(below, options=options))
         unpacker = Unpacker(root, rights, lambda path: _attributes(lower, path), fresh=True)
         stack.callback(unpacker.close)
-        unpacker.make("", _attributes(lower, ""), tuple)
+        unpacker.make_directory("", _attributes(lower, ""))
         return _applied(blob, unpacker, _Marks(unpacker, prefix), limit, digest, diff_id)
 
 
@@ -150,7 +150,7 @@ def _applied(
 def _apply_entry(archive: Archive, entry: Entry, unpacker: Unpacker, whiteouts: _Whiteouts) -> None:
     if markers.AUFS_PREFIX not in entry.name:
         path = unpacker.place(entry.name)
-        unpacker.make(path, entry, archive.data)
+        unpacker.make(path, entry, archive)
         whiteouts.made(path)
         return
     directory, _, name = entry.name.rstrip("/").rpartition("/")
@@ -173,7 +173,7 @@ def _apply_entry(archive: Archive, entry: Entry, unpacker: Unpacker, whiteouts: 
         whiteouts.hide(unpacker.place(f"{directory}/{hidden}"))
     else:
         path = unpacker.place(entry.name)
-        unpacker.make(path, entry, archive.data)
+        unpacker.make(path, entry, archive)
         whiteouts.made(path)
 
 

@@ -297,13 +297,15 @@ class Reader:
         self._ended = not block
         return not self._ended
 
-    def read(self, size: int) -> memoryview:
-        """The next bytes of the tar: as many as asked for, or none at its end."""
+    def read(self, size: int, *, whole: bool = False) -> memoryview:
+        """The next bytes of the tar: as many as asked for, or none at its end.
+
+        whole: whether a tar that ends before them is cut short.
+        """
         if len(self._block) >= size:
             data, self._block = self._block[:size], self._block[size:]
             return data
-        pieces = [*self.pieces(size, whole=False)]
-        return memoryview(b"".join(pieces))
+        return memoryview(b"".join(self.pieces(size, whole=whole)))
 
     def pieces(self, size: int, *, whole: bool = True) -> Iterator[memoryview]:
         """The next bytes of the tar as they come; a tar that ends within them is cut short.

@@ -18,22 +18,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import BinaryIO, Final, final
+from types import MappingProxyType
+from typing import BinaryIO, Final, NamedTuple, final
 
+from unionfs.layers.header import LAYOUT, MAGIC, RECORD, Fields, Number, fields, number
 from unionfs.layers.streams import LayerError, Reader
 
 XATTR: Final = "SCHILY.xattr."
-RECORD: Final = 512
 END: Final = bytes(2 * RECORD)
 HARD_LINK: Final = 0
 """The kind of an entry that is one more name of a file."""
 
-_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
-_MAGIC: Final = b"ustar\x0000"
 _TYPES: Final = {
     stat.S_IFREG: b"0",
     HARD_LINK: b"1",
@@ -54,7 +50,6 @@ _OCTAL_MAX: Final = {8: 0o7777777, 12: 0o77777777777}
 _EXTENSION_MAX: Final = 1 << 20
 """Bytes of the longest extension that is read, as in Go's archive/tar."""
 _NS: Final = 10**9
-_ADLER: Final = 65521
 _SIZE_MAX: Final = (1 << 63) - 1
 _TIME_MAX: Final = 1 << 55  # seconds
 _NO_ID: Final = (1 << 32) - 1  # chown(2): leave it
@@ -63,10 +58,12 @@ Piece = tuple[int, int]
 """Where a piece of a sparse file begins, and how many bytes it has."""
 
 
+_NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+
 @final
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of an archive.
+class Entry(NamedTuple):
+    """One file of an archive. A tuple, since there is one for each file that is unpacked.
 
     name: as it stands there; a directory's slash at the end may be missing.
     kind: of S_IFMT, or HARD_LINK. mode: the permission bits. mtime: nanoseconds.
@@ -83,7 +80,7 @@ class Entry:
     size: int = 0
     target: str = ""
     rdev: int = 0
-    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    xattrs: Mapping[str, bytes] = _NOTHING
     sparse: tuple[Piece, ...] | None = None
 
 
@@ -157,7 +154,7 @@ def _header(
     target: bytes = b"",
     rdev: int = 0,
 ) -> bytes:
-    fields = (
+    begin = (
         name[:_NAME_MAX],
         b"%07o\0" % mode,
         b"%07o\0" % (uid if uid <= _OCTAL_MAX[8] else 0),
@@ -168,15 +165,15 @@ def _header(
     rest = (
         letter,
         target[:_NAME_MAX],
-        _MAGIC,
+        MAGIC,
         b"",
         b"",
         b"%07o\0" % os.major(rdev),
         b"%07o\0" % os.minor(rdev),
         b"",
     )
-    checksum = sum(_HEADER.pack(*fields, b" " * 8, *rest))
-    return _HEADER.pack(*fields, b"%06o\0 " % checksum, *rest)
+    checksum = sum(LAYOUT.pack(*begin, b" " * 8, *rest))
+    return LAYOUT.pack(*begin, b"%06o\0 " % checksum, *rest)
 
 
 # Reading.
@@ -230,44 +227,58 @@ class Archive:
                 self._left -= len(piece)
                 offset += len(piece)
 
+    def whole(self) -> bytes | memoryview:
+        """The content of the last entry at once, none of which was read by `data`."""
+        entry = self._entry
+        if entry is None or not entry.size:
+            return b""
+        if entry.sparse is None:
+            self._left -= entry.size
+            return self._reader.read(entry.size, whole=True)
+        content = bytearray(entry.size)
+        for offset, piece in self.data():
+            content[offset : offset + len(piece)] = piece
+        return memoryview(content)
+
     def _skip(self) -> None:
         """Go past what is left of the last entry's data, and its padding.
 
         umoci's archives may end without that.
         """
-        for _ in self._reader.pieces(self._left):
-            pass
-        for _ in self._reader.pieces(self._padding, whole=False):
-            pass
+        if self._left:
+            for _ in self._reader.pieces(self._left):
+                pass
+        if self._padding:
+            self._reader.read(self._padding)
         self._left = self._padding = 0
 
     def _next(self) -> Entry | None:
         """The header that follows, with the extensions before it; None at the end."""
         pax: dict[str, bytes] = {}
         pieces: list[str] = []
-        while block := self._reader.read(RECORD):
-            header = bytes(block)
-            if header == END[:RECORD]:
-                return None
-            fields = _HEADER.unpack(header)
-            if not _is_header(header, fields):
+        while record := self._reader.read(RECORD):
+            found = fields(record) if len(record) == RECORD else None
+            if found is None:
+                if record == END[:RECORD]:
+                    return None
                 raise LayerError(errno.EINVAL, "no tar header follows it; fetch the blob again")
-            letter = fields[7]
-            if letter in b"xLKg":
-                size = _number(fields[4])
-                extension = self._extension(size)
-                if letter == b"x":
+            kind = found[1]
+            if kind in b"xLKg":
+                extension = self._extension(found[5])
+                if kind == b"x":
                     pax, pieces = _pax(extension)
-                elif letter != b"g":  # of the whole archive, which Go's readers pass over too
-                    key = "path" if letter == b"L" else "linkpath"
+                elif kind != b"g":  # of the whole archive, which Go's readers pass over too
+                    key = "path" if kind == b"L" else "linkpath"
                     pax[key] = extension.rstrip(b"\0")
                 continue
-            return self._file(fields, header, pax, pieces)
+            return self._file(found, record, pax, pieces)
         if pax:
             raise LayerError(errno.EINVAL, "the archive ends in the middle of it; fetch it again")
         return None
 
-    def _extension(self, size: int) -> bytes:
+    def _extension(self, size: Number) -> bytes:
+        if size is None or size < 0:
+            raise LayerError(errno.EINVAL, "a corrupt header follows it; fetch the blob again")
         if size > _EXTENSION_MAX:
             message = f"an extended header of {size} bytes follows it; {_EXTENSION_MAX} are read"
             raise LayerError(errno.EFBIG, message)
@@ -277,21 +288,18 @@ class Archive:
         return data
 
     def _file(
-        self, fields: tuple[bytes, ...], header: bytes, pax: dict[str, bytes], pieces: list[str]
+        self, found: Fields, record: memoryview, pax: dict[str, bytes], pieces: list[str]
     ) -> Entry:
-        name = _name(pax, "GNU.sparse.name") or _name(pax, "path")
-        if name is None:
-            name = os.fsdecode(_text(fields[0]))
-            prefix = _text(fields[14])
-            if prefix and fields[9] == _MAGIC:
-                name = f"{os.fsdecode(prefix)}/{name}"
+        name = found[0]
+        if pax:
+            name = _name(pax, "GNU.sparse.name") or _name(pax, "path") or name
         try:
-            kind = _KINDS[fields[7]]
+            kind = _KINDS[found[1]]
         except KeyError:
-            message = f"an entry of the unknown type {fields[7]!r}"
+            message = f"an entry of the unknown type {found[1]!r}"
             raise LayerError(errno.EINVAL, message, name) from None
         try:
-            return self._parsed(name, kind, fields, header, pax, pieces)
+            return self._parsed(name, kind, found, record, pax, pieces)
         except ValueError as error:
             raise LayerError(errno.EINVAL, f"a corrupt header: {error}", name) from None
 
@@ -299,21 +307,22 @@ class Archive:
         self,
         name: str,
         kind: int,
-        fields: tuple[bytes, ...],
-        header: bytes,
+        found: Fields,
+        record: memoryview,
         pax: dict[str, bytes],
         pieces: list[str],
     ) -> Entry:
+        _, letter, mode, uid, gid, length, seconds, target, *device = found
         if kind == stat.S_IFREG and name.endswith("/"):
             kind = stat.S_IFDIR  # before POSIX, that told a directory
-        stored = _integer(pax, "size", fields[4])
+        stored = _natural(pax, "size", length)
         if kind != stat.S_IFREG:
             stored = 0
         self._left, self._padding = stored, -stored % RECORD
         sparse: tuple[Piece, ...] | None = None
         size = stored
-        if fields[7] == b"S":
-            sparse, size = self._gnu_sparse(header)
+        if letter == b"S":
+            sparse, size = self._gnu_sparse(bytes(record))
         elif pieces or "GNU.sparse.map" in pax or "GNU.sparse.major" in pax:
             sparse = self._pax_sparse(pax, pieces)
             size = int(pax.get("GNU.sparse.realsize", pax.get("GNU.sparse.size", b"0")))
@@ -321,27 +330,26 @@ class Archive:
             _check_sparse(sparse, size, stored)
         if size > _SIZE_MAX:
             raise ValueError("a size that no file has")
-        target = _name(pax, "linkpath")
         return Entry(
             name,
             kind,
-            _number(fields[1]) & 0o7777,
-            _id(pax, "uid", fields[2]),
-            _id(pax, "gid", fields[3]),
-            _time(pax, fields[5]),
+            _known("mode", mode) & 0o7777,
+            _id(pax, "uid", uid),
+            _id(pax, "gid", gid),
+            _time(pax, seconds),
             size,
-            os.fsdecode(_text(fields[8])) if target is None else target,
-            _device(fields) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+            (_name(pax, "linkpath") or target) if pax else target,
+            _device(*device) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
             {key.removeprefix(XATTR): value for key, value in pax.items() if key.startswith(XATTR)}
             if pax
-            else {},
+            else _NOTHING,
             sparse,
         )
 
-    def _gnu_sparse(self, header: bytes) -> tuple[tuple[Piece, ...], int]:
+    def _gnu_sparse(self, record: bytes) -> tuple[tuple[Piece, ...], int]:
         """The map of the old GNU form: in the header, and in records that follow it."""
-        numbers = [header[start : start + 12] for start in range(386, 386 + 8 * 12, 12)]
-        more = header[482]
+        numbers = [record[start : start + 12] for start in range(386, 386 + 8 * 12, 12)]
+        more = record[482]
         while more:
             block = bytes(self._reader.read(RECORD))
             if not block:
@@ -350,8 +358,12 @@ class Archive:
             _check_map(len(numbers))
             more = block[504]
         pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        found = tuple((_number(at), _number(size)) for at, size in pairs if size.strip(b"\0 "))
-        return found, _number(header[483:495])
+        found = tuple(
+            (_known("offset", number(at)), _known("size", number(size)))
+            for at, size in pairs
+            if size.strip(b"\0 ")
+        )
+        return found, _known("size", number(record[483:495]))
 
     def _pax_sparse(self, pax: dict[str, bytes], pieces: list[str]) -> tuple[Piece, ...]:
         """The map of the PAX forms: 0.0 in many records, 0.1 in one, 1.0 before the data."""
@@ -385,18 +397,7 @@ def is_archive(blob: BinaryIO) -> bool:
             header = bytes(reader.read(RECORD))
     except LayerError:
         return False
-    return bool(header) and header != END[:RECORD] and _is_header(header, _HEADER.unpack(header))
-
-
-def _is_header(header: bytes, fields: tuple[bytes, ...]) -> bool:
-    """Whether the checksum fits: the sum of all bytes, its own taken for spaces."""
-    try:
-        _number(fields[4])
-        wanted = _number(fields[6]) - 256 + sum(fields[6])
-    except ValueError:
-        return False
-    # adler32 has one more than that sum in its lower half, modulo a prime, at the speed of C
-    return (wanted + 1) % _ADLER == zlib.adler32(header) & 0xFFFF
+    return len(header) == RECORD and fields(header) is not None
 
 
 def _check_map(numbers: int) -> None:
@@ -445,11 +446,6 @@ def _pax(data: bytes) -> tuple[dict[str, bytes], list[str]]:
     return found, pieces
 
 
-def _text(field: bytes) -> bytes:
-    """A field up to its first NUL."""
-    return field.partition(b"\0")[0]
-
-
 def _name(pax: dict[str, bytes], key: str) -> str | None:
     value = pax.get(key)
     if value is None:
@@ -459,46 +455,40 @@ def _name(pax: dict[str, bytes], key: str) -> str | None:
     return os.fsdecode(value)
 
 
-def _number(field: bytes) -> int:
-    """A number in octal, or in base 256 where its first bit is set."""
-    if not field[-1]:
-        try:
-            return int(field[:-1], 8)  # nearly all are written so
-        except ValueError:
-            pass
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") & ~(1 << (8 * len(field) - 1))
-        # the second bit is the sign
-        return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
-    return int(field.strip(b"\0 ") or b"0", 8)
+def _known(what: str, value: Number) -> int:
+    if value is None:
+        raise ValueError(f"no number where it has its {what}")
+    return value
 
 
-def _integer(pax: dict[str, bytes], key: str, field: bytes) -> int:
-    value = int(pax[key]) if key in pax else _number(field)
+def _natural(pax: dict[str, bytes], key: str, field: Number) -> int:
+    value = int(pax[key]) if key in pax else _known(key, field)
     if value < 0:
         raise ValueError(f"a negative {key}")
     return value
 
 
-def _id(pax: dict[str, bytes], key: str, field: bytes) -> int:
-    value = _integer(pax, key, field)
+def _id(pax: dict[str, bytes], key: str, field: Number) -> int:
+    value = _natural(pax, key, field)
     if value >= _NO_ID:
         raise ValueError(f"a {key} that nobody has")
     return value
 
 
-def _device(fields: tuple[bytes, ...]) -> int:
+def _device(major: Number, minor: Number) -> int:
     try:
-        return os.makedev(_number(fields[12]), _number(fields[13]))
+        return os.makedev(_known("device", major), _known("device", minor))
     except OverflowError as error:
         raise ValueError(str(error)) from None
 
 
-def _time(pax: dict[str, bytes], field: bytes) -> int:
+def _time(pax: dict[str, bytes], field: Number) -> int:
     """A time in nanoseconds; more than nine decimals are cut off."""
-    whole, _, rest = pax["mtime"].decode("ascii").partition(".") if "mtime" in pax else ("", "", "")
-    seconds = int(whole) if "mtime" in pax else _number(field)
+    if "mtime" not in pax:
+        seconds, rest, sign = _known("mtime", field), "", 1
+    else:
+        whole, _, rest = pax["mtime"].decode("ascii").partition(".")
+        seconds, sign = int(whole), -1 if whole.startswith("-") else 1
     if abs(seconds) > _TIME_MAX:
         raise ValueError("a time that no file has")
-    nanoseconds = int(rest[:9].ljust(9, "0")) if rest else 0
-    return seconds * _NS + (-nanoseconds if whole.startswith("-") else nanoseconds)
+    return seconds * _NS + sign * (int(rest[:9].ljust(9, "0")) if rest else 0)

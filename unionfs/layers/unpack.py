@@ -9,7 +9,7 @@ Directories get owners, modes, attributes and times at the very end: what is mad
 changes its time, and its access control list would be inherited.
 
 Cost: seven system calls a file, of plain ones four, and an open of its directory where that was not
-among the last. Small files are completed by a second thread.
+among the last. Small files are completed by a second thread, the plain ones among them by C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from unionfs import copyup, markers, system
 from unionfs.layers.streams import LayerError
@@ -34,17 +34,26 @@ from unionfs.resolve import SYMLINKS_MAX
 
 _DIRECTORIES_OPEN: Final = 64
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_PAGE: Final = 4096
-_ZEROS: Final = bytes(_PAGE)
 NOT_SHIPPED: Final = ("trusted.", "security.selinux", *markers.PREFIXES)
 """What others neither pack nor unpack: this machine's own, and marks, which would act here."""
 
+_NO_NAMES: Final = ("", ".", "..")
 _SMALL: Final = 1 << 16  # bytes of a file that another thread completes
 _BATCH: Final = 32  # files that it is handed at once
 _BATCHES: Final = 2  # that may wait for it: a descriptor a file
 
-_Pieces = Iterable[tuple[int, memoryview]]
-Data = Callable[[], _Pieces]
+_NS: Final = 10**9
+
+
+_Content = bytes | memoryview
+_Pieces = Iterable[tuple[int, _Content]]
+
+
+class Data(Protocol):
+    """An entry's content, to be read once: in pieces with their offsets, or at once."""
+
+    def data(self) -> _Pieces: ...
+    def whole(self) -> _Content: ...
 
 
 @final
@@ -101,6 +110,7 @@ class Unpacker:
         self._rights = rights
         self._implicit = implicit
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._places: dict[str, str] = {}  # by what stands before an entry's last component
         self._directories: dict[str, Entry] = {}
 
     def close(self) -> None:
@@ -109,6 +119,7 @@ class Unpacker:
         self._completing.stop()
 
     def _forget(self) -> None:
+        self._places.clear()
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -198,10 +209,16 @@ class Unpacker:
 
         The last component stays as it is.
         """
+        prefix, _, last = name.rpartition("/")
+        known = self._places.get(prefix)
+        if known is not None and last not in _NO_NAMES:
+            return join(known, last)
         path = join(self._under, cleaned(name)).rstrip("/")
         if not path:
             return ""
         _, directory, base = self.parent(path)
+        if base == last:
+            self._places[prefix] = directory
         return join(directory, base)
 
     def make(self, path: str, entry: Entry, data: Data) -> None:
@@ -209,7 +226,7 @@ class Unpacker:
         if not path and entry.kind != stat.S_IFDIR:
             raise LayerError(errno.EISDIR, "the layer's root is a directory; do not trust it")
         if entry.kind == stat.S_IFDIR:
-            self._make_directory(path, entry)
+            self.make_directory(path, entry)
             return
         source = self._source(entry) if entry.kind == HARD_LINK else None
         fd, _, name = self.parent(path)
@@ -222,7 +239,8 @@ class Unpacker:
             fd, _, name = self.parent(path)
             self._make_file(fd, name, entry, data, source)
 
-    def _make_directory(self, path: str, entry: Entry) -> None:
+    def make_directory(self, path: str, entry: Entry) -> None:
+        """Make a directory, or let one that is there have the entry's attributes at the end."""
         if path:
             fd, _, name = self.parent(path)
             try:
@@ -284,35 +302,44 @@ class Unpacker:
         # what a new file has by itself needs no calls: most files are so
         plain = (
             self._fresh
-            and (entry.uid, entry.gid) == self._ids
-            and not entry.xattrs
             and not entry.mode & self._not_by_itself
+            and not entry.xattrs
+            and (entry.uid, entry.gid) == self._ids
         )
         file = os.open(name, flags, entry.mode if plain else 0o600, dir_fd=fd)
         if entry.size > _SMALL:
-            self._complete(file, entry, data(), plain)
+            self._complete(file, entry, data.data(), plain=plain)
             return
         try:
-            pieces = [*data()] if entry.size else []
+            content = data.whole()
         except BaseException:
             os.close(file)
             raise
-        self._completing.add((file, entry, pieces, plain))
+        self._completing.add((file, entry, content, plain))
 
-    def _complete(self, file: int, entry: Entry, data: _Pieces, plain: bool) -> None:
+    def _complete(self, file: int, entry: Entry, data: _Pieces, *, plain: bool = False) -> None:
         """Give a new file its content and all that it lacks; it is closed."""
         try:
-            if entry.size:
-                _fill(file, entry, data)
+            end = 0
+            for offset, piece in data:
+                end = system.write_sparsely(file, piece, offset)
+            if end < entry.size:
+                os.ftruncate(file, entry.size)
             if not plain:
-                self._own(file, entry)
-                for key, value in entry.xattrs.items():
-                    if not key.startswith(NOT_SHIPPED):
-                        copyup.set_attribute(file, "", key, value)
-                os.fchmod(file, entry.mode)
+                self._describe_open(file, entry)
             os.utime(file, ns=(entry.mtime, entry.mtime))
+        except OSError as error:
+            raise named(error, entry.name) from error
         finally:
             os.close(file)
+
+    def _describe_open(self, file: int, entry: Entry) -> None:
+        """Give an open file its owner, attributes and mode, in the order that keeps them all."""
+        self._own(file, entry)
+        for key, value in entry.xattrs.items():
+            if not key.startswith(NOT_SHIPPED):
+                copyup.set_attribute(file, "", key, value)
+        os.fchmod(file, entry.mode)
 
     def _own(self, file: int, entry: Entry) -> None:
         try:
@@ -374,27 +401,23 @@ class Unpacker:
     def _finish(self, path: str, entry: Entry) -> None:
         fd = system.open_beneath(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._own(fd, entry)
-            for key, value in entry.xattrs.items():
-                if not key.startswith(NOT_SHIPPED):
-                    copyup.set_attribute(fd, "", key, value)
-            os.fchmod(fd, entry.mode)
+            self._describe_open(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
 
 
-_Job = tuple[int, Entry, list[tuple[int, memoryview]], bool]
+_Job = tuple[int, Entry, _Content, bool]
 
 
 @final
 class _Completing:
     """A thread that completes small files, while the next ones are read and made.
 
-    complete: what it does with each, which closes its descriptor.
+    complete: what it does with each that is not plain, which closes its descriptor.
     """
 
-    def __init__(self, complete: Callable[[int, Entry, _Pieces, bool], None]) -> None:
+    def __init__(self, complete: Callable[[int, Entry, _Pieces], None]) -> None:
         self._complete = complete
         self._jobs: list[_Job] = []
         self._batches: queue.Queue[list[_Job] | None] = queue.Queue(_BATCHES)
@@ -402,7 +425,10 @@ class _Completing:
         self._thread: threading.Thread | None = None
 
     def add(self, job: _Job) -> None:
-        """Have a file completed. Raises the error of an earlier one."""
+        """Have a file completed. Raises the error of an earlier one.
+
+        job: its descriptor, its entry and content, and whether content and time are all it lacks.
+        """
         self._jobs.append(job)
         if len(self._jobs) == _BATCH:
             self._hand_over()
@@ -418,16 +444,23 @@ class _Completing:
 
     def _run(self) -> None:
         while (jobs := self._batches.get()) is not None:
-            for file, entry, pieces, plain in jobs:
+            plain: list[system.NewFile] = []
+            for file, entry, content, is_plain in jobs:
                 if self._error is not None:
                     os.close(file)
-                    continue
-                try:
-                    self._complete(file, entry, pieces, plain)
-                except Exception as error:
-                    if isinstance(error, OSError):
-                        error = named(error, entry.name)
-                    self._error = error
+                elif is_plain:
+                    plain.append((file, entry.name, content, *divmod(entry.mtime, _NS)))
+                else:
+                    self._noting_errors(self._complete, file, entry, ((0, content),))
+            self._noting_errors(system.complete_files, plain)
+
+    def _noting_errors(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except OSError as error:
+            self._error = self._error or named(error, error.filename)
+        except Exception as error:
+            self._error = self._error or error
 
     def finish(self) -> None:
         """Wait until all files are complete. Raises the error of the first that cannot be."""
@@ -463,45 +496,6 @@ def named(error: OSError, name: str) -> LayerError:
     if isinstance(error, LayerError) and error.filename is not None:
         return error
     return LayerError(error.errno, error.strerror or str(error), name)
-
-
-def _fill(file: int, entry: Entry, data: Iterable[tuple[int, memoryview]]) -> None:
-    """Write a file's content; pages of zeros become holes."""
-    written = 0
-    for offset, piece in data:
-        if len(piece) >= _PAGE and _has_zeros(piece):
-            written = max(written, _write_sparsely(file, offset, piece))
-        else:
-            _write(file, offset, piece)
-            written = offset + len(piece)
-    if written < entry.size:
-        os.ftruncate(file, entry.size)
-
-
-def _has_zeros(piece: memoryview) -> bool:
-    return any(piece[at : at + _PAGE] == _ZEROS for at in range(0, len(piece), _PAGE))
-
-
-def _write_sparsely(file: int, offset: int, piece: memoryview) -> int:
-    """Write a piece without its pages of zeros; the end of what was written."""
-    end = start = 0
-    size = len(piece)
-    for at in range(0, size, _PAGE):
-        if piece[at : at + _PAGE] == _ZEROS:
-            if start < at:
-                _write(file, offset + start, piece[start:at])
-                end = offset + at
-            start = at + _PAGE
-    if start < size:
-        _write(file, offset + start, piece[start:])
-        end = offset + size
-    return end
-
-
-def _write(file: int, offset: int, data: memoryview) -> None:
-    while data:
-        count = os.pwrite(file, data, offset)
-        data, offset = data[count:], offset + count
 
 
 def remove_tree(fd: int, name: str) -> None:

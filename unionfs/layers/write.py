@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO, Final, final
 
 from unionfs import markers, resolve
@@ -69,7 +69,7 @@ def write_layer(
     with Writer(out, compression, level, threads) as writer:
         for entry, node in _entries(stack):
             if latest is not None and entry.mtime > latest:
-                entry = replace(entry, mtime=latest)
+                entry = entry._replace(mtime=latest)
             writer.write(encode(entry))
             if entry.size and node is not None:
                 _write_data(stack, node, entry, writer)
@@ -101,7 +101,7 @@ def _entries(stack: LayerStack) -> Iterator[tuple[Entry, Node | None]]:
             status = resolve.top(stack, node).status()
             first = links.setdefault(file_id(status), path) if status.st_nlink > 1 else path
             if first != path:
-                entry = replace(entry, kind=HARD_LINK, target=first, size=0, xattrs={})
+                entry = entry._replace(kind=HARD_LINK, target=first, size=0, xattrs={})
             yield entry, node
         elif change.kind != "added":
             directory_path, _, name = path.rpartition("/")
