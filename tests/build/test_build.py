@@ -19,6 +19,7 @@ from unionfs.build import BuildError, BuildOptions, Step, build
 from unionfs.containers import Containers
 from unionfs.images import library
 from unionfs.images.library import Image
+from unionfs.images.platform import Platform
 from unionfs.images.reference import Reference
 from unionfs.store import Store
 
@@ -251,6 +252,25 @@ def test_settings(store: Store, context: Path) -> None:
     assert (child.settings.on_build, child.settings.cmd) == ((), ())
 
 
+def test_labels_and_a_platform_that_are_asked_for(store: Store, context: Path) -> None:
+    text = """
+        ARG TARGETARCH
+        FROM box AS box
+        FROM scratch
+        ARG TARGETPLATFORM
+        ARG BUILDPLATFORM
+        LABEL on=$TARGETPLATFORM by=$BUILDPLATFORM
+        COPY --link one.conf /$TARGETPLATFORM/
+        """
+    foreign = Platform("linux", "arm64")
+    made = built(store, context, text, platform=foreign, labels={"by": "hand", "more": ""})
+    assert made.image.platform == foreign
+    assert made.settings.labels == {"on": "linux/arm64", "by": "hand", "more": ""}
+    assert made.all() == {"/linux/arm64/one.conf"}
+    with pytest.raises(BuildError, match="no image for linux/arm64"):
+        built(store, context, "FROM box\n", platform=foreign)
+
+
 def cached(store: Store, context: Path, text: str, **options: Any) -> list[bool]:
     """Which of a build's layers were known."""
     seen: list[Step] = []
@@ -295,6 +315,8 @@ def test_equal_builds_give_equal_images(store: Store, context: Path) -> None:
         ("FROM box\nCOPY nothing /", 2, "no such file to copy"),
         ("FROM box\nCOPY one.conf two.conf /x", 2, "end the destination with /"),
         ("FROM box\nADD http://example.org/x /x", 2, "is not fetched"),
+        ("FROM box\nADD --checksum=sha256:ab one.conf /x", 2, "--checksum is for addresses"),
+        ("FROM --platform=linux/s390x box", 1, "no image for linux/s390x"),
         ("FROM box\nCOPY --chown=nobody one.conf /", 2, "no such user"),
         ("FROM box\nCOPY one.conf /app/x", 2, "Not a directory"),
         ("FROM box\nCOPY one.conf /bin\nCOPY one.conf /x\nCOPY src /x", 4, "/x"),

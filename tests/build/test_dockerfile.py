@@ -73,9 +73,9 @@ def test_stages() -> None:
         ("RUN x\nFROM a", "begin with FROM"),
         ("ARG a", "no FROM follows"),
         ("FROM a\nBOIL eggs", "unknown instruction BOIL"),
-        ("FROM a\nRUN --mount=type=cache x", "no flag --mount"),
+        ("FROM a\nRUN --security=insecure x", "no flag --security"),
         ("FROM a\nRUN \udcff", "UTF-8"),
-        ("FROM a\nCOPY <<EOF /x\nhi\nEOF", "here-documents"),
+        ("FROM a\nCOPY <<EOF /x\nhi\n", "no line EOF ends"),
     ],
 )
 def test_what_is_no_dockerfile(text: str, message: str) -> None:

@@ -15,10 +15,9 @@ from __future__ import annotations
 import os
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Final, Literal, final
 
 from unionfs.build import dockerfile
@@ -26,10 +25,11 @@ from unionfs.build.cache import Cache, Made, key_of
 from unionfs.build.copying import Owner, Source, Target
 from unionfs.build.dockerfile import BuildError, Instruction, expanded
 from unionfs.build.ignore import Ignore
+from unionfs.build.mounts import Mount, mounts, origins
+from unionfs.build.running import Lender, container, script_place, without_mount_points
 from unionfs.build.settings import CHANGES, command, environment, working_directory
-from unionfs.containers import Containers
+from unionfs.containers import Containers, bundle
 from unionfs.containers.bundle import RunOptions, find_account
-from unionfs.containers.container import IMAGE
 from unionfs.containers.runtime import Runtime
 from unionfs.images import library
 from unionfs.images.documents import Config, Descriptor, History, RootFs
@@ -39,13 +39,11 @@ from unionfs.images.reference import Reference
 from unionfs.layers import apply_onto, is_archive
 from unionfs.stack import LayerStack
 from unionfs.store import NotFound, Store
-from unionfs.store.collect import GC_REFERENCE
 from unionfs.union import UnionFS
 
 SCRATCH: Final = "scratch"
 """The name of the image that has nothing."""
 _STANDARD_ERROR: Final = 2
-_CONTAINER: Final = "build"
 _URLS: Final = ("http://", "https://", "ftp://", "git://", "git@")
 _NOTHING: Final = Ignore(())
 _FREE_ARGUMENTS: Final = frozenset(
@@ -55,6 +53,8 @@ _FREE_ARGUMENTS: Final = frozenset(
 )
 """Build arguments that RUN has without an ARG."""
 
+Network = Literal["none", "host"]
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -63,16 +63,20 @@ class BuildOptions:
 
     cached: whether steps are taken from earlier builds. network: of RUN. runtime: its program.
     clamp: no file's time, and not the image's, is later than that; seconds since 1970.
-    output: the descriptor that what RUN prints goes to.
+    output: the descriptor that what RUN prints goes to. platform: for which the image is; None:
+    this machine's. labels: more than the Dockerfile gives. secrets: content by ID, for RUN.
     """
 
     arguments: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     cached: bool = True
-    network: Literal["none", "host"] = "none"
+    network: Network = "none"
     runtime: str | None = None
     clamp: int | None = None
     output: int = _STANDARD_ERROR
+    platform: Platform | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @final
@@ -111,7 +115,7 @@ def build(
     before, stages = dockerfile.stages(dockerfile.parse(text, name))
     with store.leases.hold(), ExitStack() as stack:
         files = UnionFS(stack.enter_context(LayerStack([context])))
-        source = Source(files, _ignored(files))
+        source = os.fspath(context), Source(files, _ignored(files))
         builder = _Builder(store, source, before, stages, options, watch)
         image = builder.image(builder.wanted())
         for tag in tags:
@@ -147,7 +151,7 @@ class _Builder:
     def __init__(
         self,
         store: Store,
-        context: Source,
+        context: tuple[str, Source],
         before: Sequence[Instruction],
         stages: Sequence[Sequence[Instruction]],
         options: BuildOptions,
@@ -161,6 +165,7 @@ class _Builder:
         self._watch = watch
         self._stages = stages
         self._images: dict[int, Image] = {}
+        self._target = options.platform or Platform.of_this_machine()
         self._global = self._platforms()
         for one in before:
             self._declare(self._global, one, self._global)
@@ -168,17 +173,20 @@ class _Builder:
         self._check_arguments([*before, *(one for stage in stages for one in stage)])
         self._count = 0
         self._number = 0
+        self._wanted = -1
 
     def _platforms(self) -> dict[str, str]:
         """The arguments that every Dockerfile may declare."""
-        here = Platform.of_this_machine()
-        parts = {
-            "PLATFORM": str(here),
-            "OS": here.os,
-            "ARCH": here.architecture,
-            "VARIANT": here.variant,
+        return {
+            f"{of}{part}": text
+            for of, platform in (("BUILD", Platform.of_this_machine()), ("TARGET", self._target))
+            for part, text in (
+                ("PLATFORM", str(platform)),
+                ("OS", platform.os),
+                ("ARCH", platform.architecture),
+                ("VARIANT", platform.variant),
+            )
         }
-        return {f"{of}{part}": text for of in ("BUILD", "TARGET") for part, text in parts.items()}
 
     def _check_arguments(self, instructions: Sequence[Instruction]) -> None:
         declared = {
@@ -228,12 +236,13 @@ class _Builder:
         while pending:
             number = pending.pop()
             for one in self._stages[number]:
-                text = self._from(one)[0] if one.name == "FROM" else one.flags.get("from")
-                other = None if text is None else self._stage(text, number)
-                if other is not None and other not in needed:
-                    needed.add(other)
-                    pending.append(other)
+                texts = self._from(one)[:1] if one.name == "FROM" else origins(one)
+                others = [self._stage(text, number) for text in texts]
+                new = {other for other in others if other is not None} - needed
+                needed |= new
+                pending += new
         self._count = sum(len(self._stages[number]) for number in needed)
+        self._wanted = found
         return found
 
     def _stage(self, text: str, before: int) -> int | None:
@@ -252,15 +261,15 @@ class _Builder:
     def _build(self, number: int) -> Image:
         first, *rest = self._stages[number]
         for one in self._stages[number]:  # what it needs comes first, so that steps are in order
-            text = one.flags.get("from")
-            if text is not None and (other := self._stage(text, number)) is not None:
-                self.image(other)
+            for text in origins(one):
+                if (other := self._stage(text, number)) is not None:
+                    self.image(other)
         base = self._base(first, number)
         self._begin(first)
         state = _State(base.config, base.manifest.layers, {}) if base else self._scratch()
         self._done(first, cached=False)
         settings = state.config.settings
-        triggers = [dockerfile.instruction(text, first.where) for text in settings.on_build]
+        triggers = [dockerfile.trigger(text, first.where) for text in settings.on_build]
         state.config = replace(state.config, settings=replace(settings, on_build=()))
         self._count += len(triggers)
         for one in (*triggers, *rest):
@@ -274,6 +283,10 @@ class _Builder:
                 message = f"{about}{error.strerror or error}"
                 raise BuildError(message, one.where) from error
             self._done(one, cached=cached)
+        if number == self._wanted:
+            settings = state.config.settings
+            labels = {**settings.labels, **self._options.labels}
+            state.config = replace(state.config, settings=replace(settings, labels=labels))
         return library.add(self._store, state.config, state.layers)
 
     def _begin(self, one: Instruction) -> None:
@@ -284,9 +297,9 @@ class _Builder:
         self._watch(Step(self._number, self._count, str(one), done=True, cached=cached))
 
     def _scratch(self) -> _State:
-        here = Platform.of_this_machine()
+        of = self._target
         config = Config(
-            architecture=here.architecture, os=here.os, variant=here.variant, rootfs=RootFs(())
+            architecture=of.architecture, os=of.os, variant=of.variant, rootfs=RootFs(())
         )
         return _State(config, (), {})
 
@@ -304,10 +317,17 @@ class _Builder:
     def _stored(self, one: Instruction, text: str, platform: Platform | None = None) -> Image:
         """An image of the store."""
         try:
-            return library.find(self._store, text).image(platform)
+            return library.find(self._store, text).image(platform or self._options.platform)
         except NotFound:
             message = f"{text} is not in the store; run: unionmount pull {text}"
             raise one.error(message) from None
+        except FileNotFoundError as error:
+            raise one.error(f"{text}: {error.strerror}") from None
+
+    def _origin(self, one: Instruction, text: str, number: int) -> Image:
+        """The image of a stage before one, or of the store."""
+        other = self._stage(text, number)
+        return self._stored(one, text) if other is None else self.image(other)
 
     def _carry_out(self, state: _State, one: Instruction, number: int) -> bool:
         """Carry out an instruction; whether its layer was known."""
@@ -326,7 +346,7 @@ class _Builder:
             if one.name == "WORKDIR":
                 made, cached = self._make_workdir(state)
         elif one.name == "RUN":
-            made, cached = self._run(state, one)
+            made, cached = self._run(state, one, number)
         else:
             made, cached = self._copy(state, one, number)
         # what makes no layer is as old as the layer below: so the same build gives the same image
@@ -347,40 +367,38 @@ class _Builder:
 
         key: what the layer depends on beside the layers below.
         """
-        name = key_of(state.config.rootfs.diff_ids, self._options.clamp, *key)
-        found = self._cache.get(name) if self._options.cached else None
+        known_as = key_of(state.config.rootfs.diff_ids, self._options.clamp, *key)
+        found = self._cache.get(known_as) if self._options.cached else None
         if found:
             return found, True
-        with self._container(state) as container:
-            work(container)
-            layer, diff_id = self._containers.layer(container, self._options.clamp)
+        with self._container(state) as name:
+            work(name)
+            layer, diff_id = self._containers.layer(name, self._options.clamp)
         made = Made(layer, diff_id, self._now())
-        self._cache.put(name, made)
+        self._cache.put(known_as, made)
         return made, False
 
     @contextmanager
     def _container(self, state: _State) -> Iterator[str]:
         """A container of the image so far, which is removed at the end."""
-        image = library.add(self._store, state.config, state.layers)
-        name = f"{_CONTAINER}-{uuid.uuid4().hex[:12]}"
-        labels = {IMAGE: _CONTAINER, GC_REFERENCE: image.target.digest}
-        self._store.snapshots.prepare(name, library.unpack(self._store, image), labels)
-        try:
+        image = self._so_far(state)
+        with container(self._store, image, library.unpack(self._store, image)) as name:
             yield name
-        finally:
-            self._containers.remove(name, force=True)
+
+    def _so_far(self, state: _State) -> Image:
+        """A stage so far, as an image."""
+        return library.add(self._store, state.config, state.layers)
 
     @contextmanager
-    def _files(self, container: str) -> Iterator[UnionFS]:
+    def _files(self, name: str) -> Iterator[UnionFS]:
         """A container's files, to write without a mount."""
-        with self._store.snapshots.directories(container).open() as stack:
+        with self._store.snapshots.directories(name).open() as stack:
             yield UnionFS(stack)
 
     @contextmanager
     def _image_files(self, state: _State) -> Iterator[UnionFS | None]:
         """The files of the image so far, to read; None of an image without layers."""
-        image = library.add(self._store, state.config, state.layers)
-        chain = library.unpack(self._store, image)
+        chain = library.unpack(self._store, self._so_far(state))
         if not chain:
             yield None
             return
@@ -393,72 +411,114 @@ class _Builder:
             if files is not None and files.exists(path):
                 return None, False
 
-        def work(container: str) -> None:
-            with self._files(container) as union:
+        def work(name: str) -> None:
+            with self._files(name) as union:
                 Target(union, (0, 0)).make_directories(path)
 
         return self._layer(state, ("WORKDIR", path), work)
 
-    def _run(self, state: _State, one: Instruction) -> tuple[Made, bool]:
+    def _run(self, state: _State, one: Instruction, number: int) -> tuple[Made, bool]:
         settings = state.config.settings
         words = command(settings, one)
+        if one.documents and one.script.startswith("#!"):
+            words = (script_place(one),)
+        asked = mounts(one, state.variables)
         known = environment(settings)
         given = {name: self._options.arguments.get(name) for name in _FREE_ARGUMENTS}
         free = {name: value for name, value in given.items() if value is not None}
         extra = {
             name: value for name, value in (free | state.arguments).items() if name not in known
         }
-        options = RunOptions(
-            command=words,
-            entrypoint=(),
-            env=tuple(f"{name}={value}" for name, value in sorted(extra.items())),
-            network=self._options.network,
-        )
+        env = tuple(f"{name}={value}" for name, value in sorted(extra.items()))
+        network = self._network(one)
 
-        def work(container: str) -> None:
-            runtime = Runtime.find(self._store, self._options.runtime)
-            status = runtime.run(container, options, output=self._options.output)
+        def work(name: str) -> None:
+            lender = Lender(
+                self._store,
+                self._context,
+                self._so_far(state),
+                lambda text: self._origin(one, text, number),
+                self._options.secrets,
+            )
+            with lender.lent(one, asked, settings) as lent:
+                options = RunOptions(
+                    command=words,
+                    entrypoint=(),
+                    env=(*env, *lent.env),
+                    volumes=tuple(lent.volumes),
+                    tmpfs=tuple(lent.tmpfs),
+                    network=network,
+                )
+                targets = [mount["destination"] for mount in bundle.mounts(settings, options)]
+                runtime = Runtime.find(self._store, self._options.runtime)
+                with without_mount_points(lambda: self._files(name), targets):
+                    status = runtime.run(name, options, output=self._options.output)
             if status:
                 raise one.error(f"the command ended with {status}: {one.text}")
 
         # proxies make no difference to what a command makes, so they are not part of the key
         declared = sorted((name, extra[name]) for name in extra if name in state.arguments)
-        key = ("RUN", words, known, declared, settings.user, settings.working_dir)
-        return self._layer(state, key, work)
+        key = ("RUN", words, one.script, known, declared, settings.user, settings.working_dir)
+        return self._layer(state, (*key, *self._lent(one, asked, number)), work)
+
+    def _network(self, one: Instruction) -> Network:
+        asked = one.flags.get("network", "default")
+        if asked == "none":
+            return "none"
+        if asked not in ("default", self._options.network):
+            raise one.error(f"--network={asked} is not allowed here; see build --network")
+        return self._options.network
+
+    def _lent(self, one: Instruction, asked: Sequence[Mount], number: int) -> Iterator[object]:
+        """What a command's layer depends on of its mounts: neither caches' content nor secrets."""
+        for mount in asked:
+            yield astuple(mount)
+            if mount.kind == "bind":
+                with self._source(one, mount.origin, number) as source:
+                    yield source.fingerprint(source.named(mount.source))
 
     def _copy(self, state: _State, one: Instruction, number: int) -> tuple[Made, bool]:
         """COPY and ADD."""
         variables = state.variables
-        *texts, end = words = one.words(variables)
-        if len(words) < 2:
+        words = one.sources(variables)
+        if not words or len(words) + len(one.documents) < 2:
             raise one.error(f"write {one.name} SOURCE… DESTINATION")
+        *texts, end = words
+        if "checksum" in one.flags:
+            raise one.error("--checksum is for addresses, which are not fetched; leave it out")
         urls = [text for text in texts if one.name == "ADD" and text.startswith(_URLS)]
         if urls:
             raise one.error(f"{urls[0]} is not fetched; download it, and ADD the file")
         place = working_directory(state.config.settings, end)
-        if len(texts) > 1 and not place.endswith("/"):
-            raise one.error("several sources go into a directory; end the destination with /")
         mode = self._mode(one, variables)
         owner = self._owner(state, one, expanded(one.flags.get("chown", ""), variables))
-        with self._source(one, number) as source:
+        documents = [
+            (each.name, each.text if each.plain else expanded(each.text, variables))
+            for each in one.documents
+        ]
+        with self._source(one, one.flags.get("from", ""), number) as source:
             paths = [path for text in texts for path in source.named(text)]
-            if len(paths) > 1 and not place.endswith("/"):
+            count = max(len(texts), len(paths)) + len(documents)
+            if count > 1 and not place.endswith("/"):
                 raise one.error("several sources go into a directory; end the destination with /")
             archives = [path for path in paths if one.name == "ADD" and _unpacks(source, path)]
             files = [path for path in paths if path not in archives]
 
-            def work(container: str) -> None:
-                if files:
-                    with self._files(container) as union:
-                        Target(union, owner, mode).copy(source, files, place)
+            def work(name: str) -> None:
+                if files or documents:
+                    with self._files(name) as union:
+                        target = Target(union, owner, mode)
+                        target.copy(source, files, place)
+                        for called, text in documents:
+                            target.write(called, os.fsencode(text), place)
                 for path in archives:
-                    self._unpack(container, source, path, place)
+                    self._unpack(name, source, path, place)
 
-            key = (one.name, source.fingerprint(paths), place, owner, mode)
+            key = (one.name, source.fingerprint(paths), documents, place, owner, mode)
             return self._layer(state, key, work)
 
-    def _unpack(self, container: str, source: Source, path: str, place: str) -> None:
-        mount = self._containers.mount(container)
+    def _unpack(self, name: str, source: Source, path: str, place: str) -> None:
+        mount = self._containers.mount(name)
         try:
             with open(source.union.os_open(f"/{path}", os.O_RDONLY), "rb") as blob:
                 apply_onto(blob, mount.target, under=place)
@@ -466,13 +526,12 @@ class _Builder:
             mount.unmount()
 
     @contextmanager
-    def _source(self, one: Instruction, number: int) -> Iterator[Source]:
-        text = one.flags.get("from")
-        if text is None:
-            yield self._context
+    def _source(self, one: Instruction, text: str, number: int) -> Iterator[Source]:
+        """Where files are taken from: a stage, an image of the store, or "", the context."""
+        if not text:
+            yield self._context[1]
             return
-        other = self._stage(text, number)
-        image = self._stored(one, text) if other is None else self.image(other)
+        image = self._origin(one, text, number)
         chain = library.unpack(self._store, image)
         if not chain:
             raise one.error(f"{text} has no files to copy")

@@ -30,6 +30,8 @@ from unionfs.union import UnionFS
 
 _WILD: Final = re.compile(r"[*?\[]")
 
+_PLAIN: Final = 0o644
+
 Owner = tuple[int, int]
 
 
@@ -86,6 +88,19 @@ class Source:
             if stat.S_ISDIR(status.st_mode) and (not ignored or self.ignore.takes_back):
                 names = sorted(self.union.listdir(f"/{place}"), reverse=True)
                 pending += [join(inner, name) for name in names]
+
+    def left_out(self) -> Iterator[str]:
+        """The paths of what is ignored, each with all in it."""
+        pending = [""]
+        while pending:
+            directory = pending.pop()
+            for name in self.union.listdir(f"/{directory}"):
+                path = join(directory, name)
+                is_directory = stat.S_ISDIR(self.union.lstat(f"/{path}").st_mode)
+                if path in self.ignore and not (is_directory and self.ignore.takes_back):
+                    yield path
+                elif is_directory:
+                    pending.append(path)
 
     def fingerprint(self, paths: Sequence[str]) -> str:
         """What the files at some paths are, but for times: a digest."""
@@ -149,6 +164,17 @@ class Target:
                 self.make_directories(posixpath.dirname(end))
                 self.union.mkdir(end)
                 self._describe(source.union, origin, end, status, follow=False)
+
+    def write(self, name: str, data: bytes, place: str) -> None:
+        """Make a file at a place, or called name in it, as `copy` does. Raises OSError."""
+        into = place.endswith("/") or self._is_directory(place)
+        end = posixpath.join(place, name) if into else place
+        self.make_directories(posixpath.dirname(end))
+        with contextlib.suppress(FileNotFoundError):
+            self.union.unlink(end)
+        self.union.write_bytes(end, data)
+        self.union.chown(end, *self.owner)
+        self.union.chmod(end, _PLAIN if self.mode is None else self.mode)
 
     def _is_directory(self, place: str) -> bool:
         return self.union.exists(place) and stat.S_ISDIR(self.union.stat(place).st_mode)

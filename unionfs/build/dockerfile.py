@@ -1,11 +1,12 @@
 """A Dockerfile as instructions, each with its flags and the text that follows.
 
 `dockerfile-parse` tells the instructions apart: comments, lines that go on, the escape directive.
-What it leaves as text, words, quotes and variables, is read here, as it depends on what earlier
-instructions have set.
+It knows no here-documents, so these are taken out of the text first, where it says that the
+instruction ends. What it leaves as text, words, quotes and variables, is read here, as it depends
+on what earlier instructions have set.
 
-Rules: Dockerfile reference. Not read are here-documents and the flags of BuildKit alone, such as
-`--mount`: an error names the line.
+Rules: Dockerfile reference; for what is no part of it, such as which word opens a here-document,
+BuildKit's parser. Cost: the text is parsed once more for each instruction with here-documents.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 from dockerfile_parse import DockerfileParser
 
 FLAGS: Final[Mapping[str, frozenset[str]]] = {
-    "ADD": frozenset({"chown", "chmod"}),
+    "ADD": frozenset({"chown", "chmod", "link", "checksum"}),
     "ARG": frozenset(),
     "CMD": frozenset(),
-    "COPY": frozenset({"from", "chown", "chmod"}),
+    "COPY": frozenset({"from", "chown", "chmod", "link"}),
     "ENTRYPOINT": frozenset(),
     "ENV": frozenset(),
     "EXPOSE": frozenset(),
@@ -34,7 +35,7 @@ FLAGS: Final[Mapping[str, frozenset[str]]] = {
     "LABEL": frozenset(),
     "MAINTAINER": frozenset(),
     "ONBUILD": frozenset(),
-    "RUN": frozenset(),
+    "RUN": frozenset({"mount", "network"}),
     "SHELL": frozenset(),
     "STOPSIGNAL": frozenset(),
     "USER": frozenset(),
@@ -44,7 +45,8 @@ FLAGS: Final[Mapping[str, frozenset[str]]] = {
 """The instructions, and the flags that each may have."""
 
 _FLAG: Final = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
-_HERE_DOCUMENT: Final = re.compile(r"(?:^|\s)<<-?[\"']?[A-Za-z_]")
+_OPENING: Final = re.compile(r"""\d*<<(-?)(?:'([^']+)'|"([^"]+)"|([^<'"\s]+))""")
+_WITH_DOCUMENTS: Final = ("ADD", "COPY", "RUN", "ONBUILD")
 _VARIABLE: Final = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])((?:[^}\\]|\\.)*))?\})")
 
 
@@ -57,17 +59,52 @@ class BuildError(OSError):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A here-document. name: its end. raw: as it is written. tabs: whether those that lines begin
+    with are left out. plain: whether variables in it are none."""
+
+    name: str
+    raw: str
+    tabs: bool
+    plain: bool
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return re.sub(r"^\t+", "", self.raw, flags=re.MULTILINE) if self.tabs else self.raw
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. text: what follows its flags. where: file and line, for errors."""
+    """One instruction. text: what follows its flags. where: file and line, for errors.
+
+    mounts: the values of `--mount`, the one flag that may be repeated.
+    """
 
     name: str
     text: str
     where: str
     flags: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[str, ...] = ()
+    documents: tuple[Document, ...] = ()
 
     def __str__(self) -> str:
-        flags = "".join(f" --{name}={value}" for name, value in self.flags.items())
+        given = [*self.flags.items(), *(("mount", text) for text in self.mounts)]
+        flags = "".join(f" --{name}={value}" for name, value in given)
         return f"{self.name}{flags} {' '.join(self.text.split())}"
+
+    @property
+    def lines(self) -> str:
+        """The text with its here-documents, as it is written and as a shell reads it."""
+        return "\n".join((self.text, *(each.raw + each.name for each in self.documents)))
+
+    @property
+    def script(self) -> str:
+        """What a shell is to run: the one here-document that is all there is, else the lines."""
+        if len(self.documents) == 1 and _OPENING.fullmatch(self.text):
+            return self.documents[0].text
+        return self.lines
 
     def error(self, message: str) -> BuildError:
         """An error of this instruction."""
@@ -92,6 +129,16 @@ class Instruction:
             return [expanded(word, variables) for word in form]
         return split(self.text, variables)
 
+    def sources(self, variables: Mapping[str, str]) -> list[str]:
+        """The words that open no here-document."""
+        words = self.words(variables)
+        if not self.documents:
+            return words
+        written = _words(self.text)
+        return [
+            word for word, raw in zip(words, written, strict=True) if not _OPENING.fullmatch(raw)
+        ]
+
     def pairs(self, variables: Mapping[str, str]) -> dict[str, str]:
         """The pairs of `NAME=VALUE …`, or the one of the old `NAME VALUE`."""
         first, _, rest = self.text.partition(" ")
@@ -108,20 +155,66 @@ class Instruction:
 
 def parse(text: str, name: str) -> list[Instruction]:
     """The instructions of a Dockerfile that is called name. Raises BuildError."""
-    content: Any = io.BytesIO(os.fsencode(text))
-    parser = DockerfileParser(fileobj=content, env_replace=False)
-    try:
-        rows = parser.structure
-    except UnicodeDecodeError:
-        raise BuildError("not a text in UTF-8; save it as one", name) from None
+    lines = text.split("\n")
+    documents: dict[int, tuple[Document, ...]] = {}
+    while True:
+        rows = [row for row in _rows(lines, name) if row["instruction"] != "COMMENT"]
+        row = next((row for row in rows if _opens(row) and row["startline"] not in documents), None)
+        if row is None:
+            break
+        documents[row["startline"]] = tuple(_taken(lines, row, name))
     found = [
-        instruction(f"{row['instruction']} {row['value']}", f"{name}:{row['startline'] + 1}")
+        replace(
+            instruction(f"{row['instruction']} {row['value']}", f"{name}:{row['startline'] + 1}"),
+            documents=documents.get(row["startline"], ()),
+        )
         for row in rows
-        if row["instruction"] != "COMMENT"
     ]
     if not found:
         raise BuildError("no instructions; begin with FROM", name)
     return found
+
+
+def _rows(lines: Sequence[str], name: str) -> list[dict[str, Any]]:
+    """What the parser makes of some lines."""
+    content: Any = io.BytesIO(os.fsencode("\n".join(lines)))
+    try:
+        return [{**row} for row in DockerfileParser(fileobj=content, env_replace=False).structure]
+    except UnicodeDecodeError:
+        raise BuildError("not a text in UTF-8; save it as one", name) from None
+
+
+def _opens(row: Mapping[str, Any]) -> bool:
+    """Whether an instruction has here-documents."""
+    return row["instruction"] in _WITH_DOCUMENTS and any(_openings(row["value"]))
+
+
+def _openings(text: str) -> Iterator[re.Match[str]]:
+    if not text.startswith("["):
+        yield from filter(None, map(_OPENING.fullmatch, _words(text)))
+
+
+def _taken(lines: list[str], row: Mapping[str, Any], name: str) -> Iterator[Document]:
+    """Take the here-documents of an instruction out of the lines that follow it."""
+    position = row["endline"] + 1
+    for opening in _openings(row["value"]):
+        end, tabs = opening[2] or opening[3] or opening[4], bool(opening[1])
+        text = ""
+        while True:
+            if position == len(lines):
+                message = f"no line {end} ends the here-document"
+                raise BuildError(message, f"{name}:{row['startline'] + 1}")
+            line, lines[position] = lines[position].removesuffix("\r"), ""
+            position += 1
+            if (line.lstrip("\t") if tabs else line) == end:
+                break
+            text += f"{line}\n"
+        yield Document(end, text, tabs, plain=opening[4] is None)
+
+
+def trigger(text: str, where: str) -> Instruction:
+    """The instruction that an ONBUILD has kept, with its here-documents. Raises BuildError."""
+    return replace(parse(text, where)[0], where=where)
 
 
 def instruction(line: str, where: str) -> Instruction:
@@ -131,16 +224,18 @@ def instruction(line: str, where: str) -> Instruction:
     if name not in FLAGS:
         raise BuildError(f"unknown instruction {name}; there are: {', '.join(FLAGS)}", where)
     flags = {}
+    mounts = []
     while found := _FLAG.match(text):
         if found[1] not in FLAGS[name]:
             raise BuildError(f"{name} has no flag --{found[1]} here; leave it out", where)
-        flags[found[1]] = found[2] or ""
+        if found[1] == "mount":
+            mounts.append(found[2] or "")
+        else:
+            flags[found[1]] = found[2] or ""
         text = text[found.end() :]
-    if name in ("RUN", "COPY", "ADD") and _HERE_DOCUMENT.search(text.partition("\n")[0]):
-        raise BuildError("here-documents are not read; COPY a script instead", where)
     if not text:
         raise BuildError(f"{name} needs an argument", where)
-    return Instruction(name, text, where, flags)
+    return Instruction(name, text, where, flags, tuple(mounts))
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:

@@ -27,9 +27,9 @@ Change = Callable[[Settings, Instruction, Variables], Settings]
 
 
 def command(settings: Settings, one: Instruction) -> tuple[str, ...]:
-    """The words to run: those of the JSON form, else the shell's with the text."""
+    """The words to run: those of the JSON form, else the shell's with the script."""
     form = one.form()
-    return (*(settings.shell or DEFAULT_SHELL), one.text) if form is None else form
+    return (*(settings.shell or DEFAULT_SHELL), one.script) if form is None else form
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -100,7 +100,7 @@ def _stop_signal(settings: Settings, one: Instruction, variables: Variables) -> 
 def _on_build(settings: Settings, one: Instruction, variables: Variables) -> Settings:
     if instruction(one.text, one.where).name in _NOT_TRIGGERED:
         raise one.error(f"ONBUILD takes none of {', '.join(_NOT_TRIGGERED)}")
-    return replace(settings, on_build=(*settings.on_build, one.text))
+    return replace(settings, on_build=(*settings.on_build, one.lines))
 
 
 def _healthcheck(settings: Settings, one: Instruction, variables: Variables) -> Settings:

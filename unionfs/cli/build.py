@@ -10,8 +10,10 @@ import click
 
 from unionfs.build import BuildOptions, Step, build
 from unionfs.cli.given import DIRECTORY
+from unionfs.cli.images import as_platform
 from unionfs.cli.output import json_option, print_json, print_line
 from unionfs.cli.storing import store_option
+from unionfs.images.platform import Platform
 from unionfs.images.reference import Reference
 from unionfs.store import InvalidArgument, Store
 
@@ -25,7 +27,7 @@ _STANDARD = "-"
     "-f",
     "--file",
     metavar="FILE",
-    help="The Dockerfile, - for standard input; by default that of the context.",
+    help="By default CONTEXT/Dockerfile or Containerfile; - is standard input.",
 )
 @click.option(
     "--build-arg",
@@ -33,6 +35,20 @@ _STANDARD = "-"
     multiple=True,
     metavar="NAME[=VALUE]",
     help="A value for ARG; without one, that of the environment.",
+)
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="id=ID,src=FILE",
+    help="For RUN --mount=type=secret; or id=ID,env=NAME.",
+)
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="One more label.")
+@click.option(
+    "--platform",
+    callback=as_platform,
+    metavar="OS/ARCH[/VARIANT]",
+    help="What the image is for; by default this machine.",
 )
 @click.option("--target", metavar="STAGE", help="The stage to build; by default the last.")
 @click.option("--no-cache", is_flag=True, help="Do all steps again.")
@@ -58,6 +74,9 @@ def build_command(
     tags: tuple[str, ...],
     file: str | None,
     arguments: tuple[str, ...],
+    secrets: tuple[str, ...],
+    labels: tuple[str, ...],
+    platform: Platform | None,
     target: str | None,
     no_cache: bool,
     network: Literal["none", "host"],
@@ -82,6 +101,9 @@ def build_command(
         network=network,
         runtime=runtime,
         clamp=clamp,
+        platform=platform,
+        labels=dict(map(_label, labels)),
+        secrets=dict(map(_secret, secrets)),
     )
     names = [Reference.parse(tag) for tag in tags]
     text, name = _dockerfile(file, context)
@@ -108,11 +130,35 @@ def _argument(text: str) -> tuple[str, str]:
     return name, os.environ[name]
 
 
+def _label(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def _secret(text: str) -> tuple[str, bytes]:
+    """The ID and the content of id=ID,src=FILE or id=ID,env=NAME, where ID may be that too."""
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    name = fields.get("id", "")
+    if not name or not {*fields} <= {"type", "id", "src", "source", "env"}:
+        raise InvalidArgument("not a secret; write id=ID,src=FILE or id=ID,env=NAME", text)
+    path = fields.get("src") or fields.get("source")
+    variable = fields.get("env") or name
+    if path is None and variable in os.environ:
+        return name, os.environb[os.fsencode(variable)]
+    if path is None and "env" in fields:
+        raise InvalidArgument("the environment has no such variable", variable)
+    with open(path or name, "rb") as file:
+        return name, file.read()
+
+
 def _dockerfile(file: str | None, context: str) -> tuple[str, str]:
     """The text of the Dockerfile, and what errors call it."""
     if file == _STANDARD:
         return os.fsdecode(sys.stdin.buffer.read()), "standard input"
     name = file or os.path.join(context, "Dockerfile")
+    other = os.path.join(context, "Containerfile")
+    if not file and not os.path.exists(name) and os.path.exists(other):
+        name = other
     with open(name, "rb") as opened:
         return os.fsdecode(opened.read()), name
 

@@ -69,13 +69,14 @@ def _as_reference(_: click.Context, __: click.Parameter, text: str | None) -> Re
     return None if text is None else Reference.parse(text)
 
 
-def _as_platform(_: click.Context, __: click.Parameter, text: str | None) -> Platform | None:
+def as_platform(_: click.Context, __: click.Parameter, text: str | None) -> Platform | None:
+    """What `--platform` names, as its option's callback."""
     return None if text is None else Platform.parse(text)
 
 
 _platform_option = click.option(
     "--platform",
-    callback=_as_platform,
+    callback=as_platform,
     metavar="OS/ARCH[/VARIANT]",
     help="Of an image for several platforms, the one for this.",
 )

@@ -156,7 +156,7 @@ def configuration(
         },
         "root": {"path": rootfs, "readonly": options.read_only},
         "hostname": hostname,
-        "mounts": [*_mounts(settings, options)],
+        "mounts": [*mounts(settings, options)],
         "linux": {
             "namespaces": [
                 {"type": kind}
@@ -223,7 +223,8 @@ def _environment(
     yield from {entry.partition("=")[0]: entry for entry in given}.values()
 
 
-def _mounts(settings: Settings, options: RunOptions) -> Iterator[dict[str, Any]]:
+def mounts(settings: Settings, options: RunOptions) -> Iterator[dict[str, Any]]:
+    """What is mounted in a container, in this order."""
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     if _is_mapped_group(_TTY_GROUP):
         terminals.append(f"gid={_TTY_GROUP}")
