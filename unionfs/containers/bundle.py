@@ -24,6 +24,7 @@ from unionfs.images.documents import Settings
 from unionfs.union import UnionFS
 
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NAMES: Final = ("/etc/resolv.conf", "/etc/hosts")
 _TTY_GROUP: Final = 5
 _CPU_PERIOD: Final = 100_000  # microseconds
 _NAME_MAX: Final = 64  # of a host, as the kernel has it
@@ -239,6 +240,8 @@ def mounts(settings: Settings, options: RunOptions) -> Iterator[dict[str, Any]]:
         yield _mount("/sys", "sysfs", "sysfs", [*closed, "ro"])
     else:  # sysfs shows a network, so only its owner may mount it
         yield _mount("/sys", "bind", "/sys", ["rbind", *closed, "ro"])
+        for path in filter(os.path.exists, _NAMES):  # whom the network's names mean
+            yield _mount(path, "bind", path, ["rbind", "rprivate", "ro"])
     in_memory = ["nosuid", "nodev", "tmpcopyup"]
     given = [*(each.target for each in options.volumes), *(each.target for each in options.tmpfs)]
     targets = {target.rstrip("/") for target in given}
