@@ -1,6 +1,6 @@
 """Layers as what they change: the form in which images keep and ship them."""
 
-from unionfs.layers.apply import Applied, Limits, apply_layer, apply_onto
+from unionfs.layers.apply import Applied, Limits, apply_layer, apply_onto, fits
 from unionfs.layers.changes import Change, Kind, changes
 from unionfs.layers.streams import Compression, LayerError
 from unionfs.layers.tar import is_archive
@@ -19,6 +19,7 @@ __all__ = [
     "apply_layer",
     "apply_onto",
     "changes",
+    "fits",
     "is_archive",
     "write_layer",
 ]

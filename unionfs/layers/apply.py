@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol, final
 
@@ -42,11 +42,15 @@ class Limits:
 @final
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What was read. digest, size: of the blob, size in bytes; diff_id: of the tar in it."""
+    """What was read. digest, size: of the blob, size in bytes; diff_id: of the tar in it.
+
+    implicit: the directories that were made, by their paths, and that no entry describes.
+    """
 
     diff_id: str
     digest: str
     size: int
+    implicit: tuple[str, ...]
 
 
 def apply_layer(
@@ -76,14 +80,34 @@ def apply_layer(
     """
     target = os.path.abspath(directory)
     with _appearing(target) as root, contextlib.ExitStack() as stack:
-        lower = None
-        if below:
-            options = MountOptions(userxattr=prefix == markers.USER)
-            lower = stack.enter_context(LayerStack(below, options=options))
+        lower = _opened(stack, below, prefix)
         unpacker = Unpacker(root, rights, lambda path: _attributes(lower, path), fresh=True)
         stack.callback(unpacker.close)
-        unpacker.make_directory("", _attributes(lower, ""))
+        unpacker.imply("")
         return _applied(blob, unpacker, _Marks(unpacker, prefix), limit, digest, diff_id)
+
+
+def fits(
+    layer: str,
+    implicit: Iterable[str],
+    below: Sequence[str],
+    *,
+    prefix: str,
+) -> bool:
+    """Whether a layer that was applied over some layers is what it would be over others.
+
+    Only the directories that it has no entries for can differ, and of these what is said below:
+    owner, mode and attributes. Their times do not count, since no archive tells them.
+
+    layer: its directory. implicit: as `Applied` has it. below, prefix: as for `apply_layer`.
+    """
+    with contextlib.ExitStack() as stack:
+        own, lower = _opened(stack, [layer], prefix), _opened(stack, below, prefix)
+        return all(
+            _attributes(own, path)._replace(name="", mtime=0)
+            == _attributes(lower, path)._replace(name="", mtime=0)
+            for path in implicit
+        )
 
 
 def apply_onto(
@@ -139,7 +163,8 @@ def _applied(
         whiteouts.finish()
         unpacker.finish()
         reader.finish()
-        applied = Applied(reader.diff_id, reader.digest, reader.size)
+        implicit = (*sorted(unpacker.implied),)
+        applied = Applied(reader.diff_id, reader.digest, reader.size, implicit)
     for wanted, found in ((digest, applied.digest), (diff_id, applied.diff_id)):
         if wanted not in (None, found):
             message = f"the layer is {found}, not {wanted}; fetch the blob again"
@@ -259,6 +284,16 @@ class _Removal:
 
 def _new_directory() -> Entry:
     return Entry("", stat.S_IFDIR, 0o755, os.geteuid(), os.getegid())
+
+
+def _opened(
+    stack: contextlib.ExitStack, layers: Sequence[str | os.PathLike[str]], prefix: str
+) -> LayerStack | None:
+    """Layers to look directories up in; None where there are none."""
+    if not layers:
+        return None
+    options = MountOptions(userxattr=prefix == markers.USER)
+    return stack.enter_context(LayerStack(layers, options=options))
 
 
 def _attributes(lower: LayerStack | None, path: str) -> Entry:

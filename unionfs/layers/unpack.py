@@ -88,6 +88,8 @@ class Unpacker:
     and nothing made in it inherits a group or an access control list. under: the directory that
     names lead from.
 
+    implied: the directories that it has made and no entry has described.
+
     `close` lets go of the directories that are held open, and `finish` must come before it. Every
     method raises LayerError that names the entry.
     """
@@ -112,6 +114,7 @@ class Unpacker:
         self._open: OrderedDict[str, int] = OrderedDict()
         self._places: dict[str, str] = {}  # by what stands before an entry's last component
         self._directories: dict[str, Entry] = {}
+        self.implied: set[str] = set()
 
     def close(self) -> None:
         """Let go of the directories and the thread; what waits for that is dropped."""
@@ -161,7 +164,7 @@ class Unpacker:
                 path = join(path, name)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=fd)
-                    self._directories[path] = self._implicit(path)
+                    self.imply(path)
                 below = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
                 os.close(fd)
                 fd = below
@@ -169,6 +172,11 @@ class Unpacker:
             os.close(fd)
             raise
         return fd
+
+    def imply(self, path: str) -> None:
+        """Have a directory get the attributes of one that no entry describes."""
+        self._directories[path] = self._implicit(path)
+        self.implied.add(path)
 
     def _resolved(self, path: str) -> str:
         """A path without symlinks, each followed as in a chroot. Its end may be missing."""
@@ -251,6 +259,7 @@ class Unpacker:
                     fd, _, name = self.parent(path)
                     os.mkdir(name, 0o700, dir_fd=fd)
         self._directories[path] = entry
+        self.implied.discard(path)
 
     def _source(self, entry: Entry) -> str:
         """Where the file lies that a hard link names."""
@@ -384,6 +393,7 @@ class Unpacker:
         for known in [*self._directories]:
             if known == path or known.startswith(f"{path}/"):
                 del self._directories[known]
+                self.implied.discard(known)
         fd, _, name = self.parent(path)
         remove_tree(fd, name)
 

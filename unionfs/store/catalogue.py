@@ -20,11 +20,10 @@ from typing import Final, final
 
 from unionfs.store.errors import StoreError
 
-_VERSION: Final = 1
 _PATIENCE: Final = 60.0
 """Seconds to wait for another process' change."""
 
-_SCHEMA: Final = (
+_FIRST: Final = (
     # What the store was made with.
     "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # Files below blobs/.
@@ -49,7 +48,7 @@ _SCHEMA: Final = (
         parent INTEGER REFERENCES snapshot, labels TEXT NOT NULL,
         created INTEGER NOT NULL, updated INTEGER NOT NULL,
         diff_id TEXT, blob TEXT, size INTEGER, inodes INTEGER
-    )""",
+    )""",  # and see _SHARED
     "CREATE INDEX snapshot_parent ON snapshot (parent)",
     # Which images an unpacked chain of layers serves.
     """CREATE TABLE unpacked (
@@ -65,6 +64,19 @@ _SCHEMA: Final = (
         PRIMARY KEY (lease, what)
     ) WITHOUT ROWID""",
 )
+_SHARED: Final = (
+    # Below snapshots/, of a layer that is unpacked there for another row; NULL: its own, by its id.
+    "ALTER TABLE snapshot ADD COLUMN directory INTEGER",
+    "CREATE INDEX snapshot_directory ON snapshot (directory)",
+    "CREATE INDEX snapshot_diff_id ON snapshot (diff_id)",
+    # The directories, as JSON, that an unpacked layer has no entries for; NULL: nobody noted them.
+    "ALTER TABLE snapshot ADD COLUMN implicit TEXT",
+)
+_VERSIONS: Final = (_FIRST, _SHARED)
+"""What each version added to the one before."""
+
+DIRECTORY: Final = "coalesce(snapshot.directory, snapshot.id)"
+"""The number of a snapshot's directory."""
 
 
 @final
@@ -95,13 +107,15 @@ class Catalogue:
 
     def _make(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-        elif version != _VERSION:
-            message = f"the store has version {version}, this unionmount knows {_VERSION}; update"
+        newest = len(_VERSIONS)
+        if version > newest:
+            message = f"the store has version {version}, this unionmount knows {newest}; update"
             raise StoreError(errno.EPROTONOSUPPORT, message, self._path)
+        for statements in _VERSIONS[version:]:
+            for statement in statements:
+                db.execute(statement)
+        if version < newest:
+            db.execute(f"PRAGMA user_version = {newest}")
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:

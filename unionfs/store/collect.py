@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
-from unionfs.store.catalogue import Catalogue, now
+from unionfs.store.catalogue import DIRECTORY, Catalogue, now
 from unionfs.store.folders import BLOBS, INGEST, SNAPSHOTS, Folders, claimed
 from unionfs.store.leases import DAY, HELD
+from unionfs.store.snapshots import is_needed
 
 GC_REFERENCE: Final = "containerd.io/gc.ref.content"
 """A label of a snapshot that names a blob which it needs, with `.` and anything behind it or not
@@ -33,8 +34,8 @@ _LIVE_BLOBS: Final = f"""
         UNION SELECT target FROM live JOIN reference ON source = digest
     ) SELECT digest FROM live
 """
-_DEAD_CHAINS: Final = """
-    SELECT id, size FROM snapshot
+_DEAD_CHAINS: Final = f"""
+    SELECT id, {DIRECTORY}, size FROM snapshot
     WHERE diff_id IS NOT NULL AND name NOT IN (SELECT what FROM leased)
         AND name NOT IN (SELECT chain FROM unpacked JOIN live ON source = digest)
         AND id NOT IN (SELECT parent FROM snapshot WHERE parent IS NOT NULL)
@@ -57,17 +58,17 @@ def collect(catalogue: Catalogue) -> Collected:
         db.execute("DELETE FROM lease WHERE expires < ?", (now(),))
         db.execute("DROP TABLE IF EXISTS temp.live")
         db.execute(_LIVE_BLOBS)
-        layers: list[tuple[int, int]] = []
+        sizes: dict[int, int] = {}
         # from the top: a chain may go when none stands on it
         while dead := db.execute(_DEAD_CHAINS).fetchall():
-            db.executemany("DELETE FROM snapshot WHERE id = ?", [(number,) for number, _ in dead])
-            layers += dead
+            db.executemany("DELETE FROM snapshot WHERE id = ?", [(number,) for number, *_ in dead])
+            sizes |= {directory: size for _, directory, size in dead}
+        layers = [size for directory, size in sizes.items() if not is_needed(db, directory)]
         blobs = db.execute(
             "SELECT digest, size FROM blob WHERE digest NOT IN (SELECT digest FROM live)"
         ).fetchall()
         db.executemany("DELETE FROM blob WHERE digest = ?", [(digest,) for digest, _ in blobs])
-    taken = sum(size for _, size in (*layers, *blobs))
-    return Collected(len(blobs), len(layers), taken)
+    return Collected(len(blobs), len(layers), sum(layers) + sum(size for _, size in blobs))
 
 
 def sweep(folders: Folders, catalogue: Catalogue) -> None:
@@ -77,7 +78,8 @@ def sweep(folders: Folders, catalogue: Catalogue) -> None:
     """
     with catalogue.change() as db:
         # nobody can put anything in place meanwhile
-        snapshots = {str(number) for (number,) in db.execute("SELECT id FROM snapshot")}
+        rows = db.execute(f"SELECT {DIRECTORY} FROM snapshot")
+        snapshots = {str(number) for (number,) in rows}
         blobs = {digest for (digest,) in db.execute("SELECT digest FROM blob")}
         for path, name in _entries(f"{folders.root}/{SNAPSHOTS}"):
             if name not in snapshots:

@@ -14,15 +14,15 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, NamedTuple, final
 
 from unionfs import system
 from unionfs.options import MountOptions
 from unionfs.stack import LayerStack
 from unionfs.store import filters
-from unionfs.store.catalogue import Catalogue, now
+from unionfs.store.catalogue import DIRECTORY, Catalogue, now
 from unionfs.store.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from unionfs.store.folders import Folders, flush_directory
 
@@ -31,12 +31,12 @@ Kind = Literal["active", "view", "committed"]
 _BLOCK: Final = 512  # bytes, of st_blocks
 _COLUMNS: Final = "child.name, child.kind, parent.name, child.labels, child.created, child.updated"
 _JOINED: Final = "snapshot AS child LEFT JOIN snapshot AS parent ON child.parent = parent.id"
-_ANCESTORS: Final = """
-    WITH RECURSIVE line (id, parent, kind, depth) AS (
-        SELECT id, parent, kind, 0 FROM snapshot WHERE name = ?
-        UNION ALL SELECT s.id, s.parent, s.kind, depth + 1 FROM line
-            JOIN snapshot AS s ON s.id = line.parent
-    ) SELECT id, kind FROM line ORDER BY depth
+_ANCESTORS: Final = f"""
+    WITH RECURSIVE line (id, depth) AS (
+        SELECT id, 0 FROM snapshot WHERE name = ?
+        UNION ALL SELECT parent, depth + 1 FROM line JOIN snapshot USING (id)
+            WHERE parent IS NOT NULL
+    ) SELECT id, {DIRECTORY}, kind FROM line JOIN snapshot USING (id) ORDER BY depth
 """
 
 
@@ -106,7 +106,7 @@ class Snapshots:
         """An active snapshot over a committed one, or over nothing, and how to mount it."""
         with self._catalogue.change() as db:
             number, above = self._create(db, key, "active", parent, labels or {})
-            self._make_directory(number, self._folders.files(above[0]) if above else None)
+            self._make_directory(number, self._folders.files(above[0].directory) if above else None)
         return self.mounts(key)
 
     def view(
@@ -121,23 +121,23 @@ class Snapshots:
 
     def _create(
         self, db: sqlite3.Connection, key: str, kind: Kind, parent: str, labels: Mapping[str, str]
-    ) -> tuple[int, list[int]]:
-        """A new row: its number, and those of the layers below it, top first."""
+    ) -> tuple[int, list[_Row]]:
+        """A new row: its number, and the rows below it, top first."""
         if not key:
             raise InvalidArgument("a snapshot needs a key", key)
         above = _line(db, parent) if parent else []
-        if above and above[0][1] != "committed":
-            raise InvalidArgument(f"it is {above[0][1]}; commit it to use it as parent", parent)
+        if above and above[0].kind != "committed":
+            raise InvalidArgument(f"it is {above[0].kind}; commit it to use it as parent", parent)
         if _exists(db, key):
             raise AlreadyExists("a snapshot has that name; choose another, or remove it", key)
         moment = now()
         made = db.execute(
             "INSERT INTO snapshot (name, kind, parent, labels, created, updated)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (key, kind, above[0][0] if above else None, json.dumps({**labels}), moment, moment),
+            (key, kind, above[0].number if above else None, json.dumps({**labels}), moment, moment),
         )
         assert made.lastrowid is not None, "it was inserted"
-        return made.lastrowid, [number for number, _ in above]
+        return made.lastrowid, above
 
     def _make_directory(self, number: int, like: str | None) -> None:
         """An empty directory for a new row, whose root has owner and mode of the directory like."""
@@ -183,7 +183,7 @@ class Snapshots:
         """The number of the active snapshot key, which may be committed by name."""
         if name != key and _exists(db, name):
             raise AlreadyExists("a snapshot has that name; choose another, or remove it", name)
-        number, kind = _line(db, key)[0]
+        number, _, kind = _line(db, key)[0]
         if kind != "active":
             raise FailedPrecondition(f"it is {kind}; only an active snapshot is committed", key)
         return number
@@ -202,14 +202,16 @@ class Snapshots:
         Raises FailedPrecondition while it is the parent of another.
         """
         with self._catalogue.change() as db:
-            number = _line(db, key)[0][0]
+            number, directory, _ = _line(db, key)[0]
             child = db.execute("SELECT name FROM snapshot WHERE parent = ?", (number,)).fetchone()
             if child:
                 message = f"cannot remove snapshot with child {child[0]}; remove that first"
                 raise FailedPrecondition(message, key)
             db.execute("DELETE FROM snapshot WHERE id = ?", (number,))
-        self._folders.discard(self._folders.snapshot(number))
-        self._folders.empty_trash()
+            needed = is_needed(db, directory)
+        if not needed:
+            self._folders.discard(self._folders.snapshot(directory))
+            self._folders.empty_trash()
 
     def stat(self, key: str) -> Info:
         """What is known of a snapshot."""
@@ -253,7 +255,7 @@ class Snapshots:
     def usage(self, key: str) -> Usage:
         """What a snapshot takes on disk beside its parents: an active one now, a view nothing."""
         with self._catalogue.read() as db:
-            number, kind = _line(db, key)[0]
+            number, _, kind = _line(db, key)[0]
             row = db.execute("SELECT size, inodes FROM snapshot WHERE id = ?", (number,)).fetchone()
         if kind == "committed":
             return Usage(*row)
@@ -266,11 +268,11 @@ class Snapshots:
         """
         options = replace(self._options, layer_index="..")
         with self._catalogue.read() as db:
-            (number, kind), *below = _line(db, key)
-        lower = [self._folders.files(layer) for layer, _ in below]
+            (_, number, kind), *below = _line(db, key)
+        lower = self._lower(below)
         if kind != "active":
             own = [] if kind == "view" and lower else [self._folders.files(number)]
-            return Directories((*own, *lower), options=options)
+            return Directories((*dict.fromkeys((*own, *lower)),), options=options)
         upper, work = self._folders.files(number), self._folders.work(number)
         if not lower:
             # overlayfs wants something below; the work directory's parent has an empty one
@@ -279,14 +281,21 @@ class Snapshots:
             lower = [empty]
         return Directories((*lower,), upper, work, options)
 
+    def _lower(self, rows: Sequence[_Row]) -> list[str]:
+        """The directories of layers, top first, each once.
+
+        A layer that comes again further down shows nothing: all it holds is decided above.
+        """
+        return [self._folders.files(number) for number in dict.fromkeys(row[1] for row in rows)]
+
     def mounts(self, key: str) -> list[MountCall]:
         """How to mount an active snapshot, or a view, in containerd's words."""
         with self._catalogue.read() as db:
-            (number, kind), *below = _line(db, key)
+            (_, number, kind), *below = _line(db, key)
         if kind == "committed":
             message = "it is committed; prepare or view a snapshot over it"
             raise FailedPrecondition(message, key)
-        lower = [self._folders.files(layer) for layer, _ in below]
+        lower = self._lower(below)
         if not lower or (kind == "view" and len(lower) == 1):
             access = "rw" if kind == "active" else "ro"
             source = lower[0] if lower else self._folders.files(number)
@@ -303,12 +312,26 @@ class Snapshots:
         return [MountCall("overlay", "overlay", (*options,))]
 
 
-def _line(db: sqlite3.Connection, key: str) -> list[tuple[int, Kind]]:
-    """Number and kind of a snapshot, and of its parents upwards. Raises NotFound."""
-    rows: list[tuple[int, Kind]] = db.execute(_ANCESTORS, (key,)).fetchall()
+class _Row(NamedTuple):
+    """A snapshot's number, that of its directory, and its kind."""
+
+    number: int
+    directory: int
+    kind: Kind
+
+
+def _line(db: sqlite3.Connection, key: str) -> list[_Row]:
+    """The row of a snapshot, and those of its parents upwards. Raises NotFound."""
+    rows = [_Row(*row) for row in db.execute(_ANCESTORS, (key,))]
     if not rows:
         raise NotFound("the store has no such snapshot; see: unionmount snapshot list", key)
     return rows
+
+
+def is_needed(db: sqlite3.Connection, directory: int) -> bool:
+    """Whether a snapshot has the directory of that number."""
+    query = "SELECT 1 FROM snapshot WHERE id = ?1 AND directory IS NULL OR directory = ?1"
+    return db.execute(query, (directory,)).fetchone() is not None
 
 
 def _exists(db: sqlite3.Connection, key: str) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
-from unionfs.store.catalogue import Catalogue
+from unionfs.store.catalogue import DIRECTORY, Catalogue
 from unionfs.store.snapshots import Snapshots
 
 
@@ -53,20 +53,26 @@ def usage(catalogue: Catalogue, snapshots: Snapshots) -> StoreUsage:
     """What the things of a store take. A blob counts to its image, as the layer from it does."""
     with catalogue.read() as db:
         rows = db.execute(
-            "SELECT id, name, kind, parent, size FROM snapshot ORDER BY name"
+            f"SELECT id, name, kind, parent, size, {DIRECTORY} FROM snapshot ORDER BY name"
         ).fetchall()
         names = db.execute("SELECT name, digest FROM name ORDER BY name").fetchall()
         blobs = {name: dict(db.execute(_BLOBS_OF, (digest,))) for name, digest in names}
         unpacked = db.execute("SELECT source, chain FROM unpacked").fetchall()
         (sent,) = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()
-    parents = {number: parent for number, _, _, parent, _ in rows}
+    parents = {number: parent for number, _, _, parent, *_ in rows}
     numbers = {name: number for number, name, *_ in rows}
-    sizes = {number: size for number, _, kind, _, size in rows if kind == "committed"}
+    directories = {number: directory for number, *_, directory in rows}
+    committed = [
+        (name, size, place) for _, name, kind, _, size, place in rows if kind == "committed"
+    ]
+    sizes = {directory: size for _, size, directory in committed}
+    holders = Counter(directory for *_, directory in committed)
 
     def line(number: int | None) -> set[int]:
+        """The directories of a snapshot and those below it."""
         found = set()
         while number is not None:
-            found.add(number)
+            found.add(directories[number])
             number = parents[number]
         return found
 
@@ -80,7 +86,7 @@ def usage(catalogue: Catalogue, snapshots: Snapshots) -> StoreUsage:
         for name, _ in names
     }
     of_containers = {
-        name: line(parents[number]) for number, name, kind, _, _ in rows if kind == "active"
+        name: line(parents[number]) for number, name, kind, *_ in rows if kind == "active"
     }
     users = Counter(
         layer for needs in (*of_images.values(), *of_containers.values()) for layer in needs
@@ -102,15 +108,9 @@ def usage(catalogue: Catalogue, snapshots: Snapshots) -> StoreUsage:
         for name, layers in sorted(of_containers.items())
     )
     layers = tuple(
-        Share(
-            "layer",
-            name,
-            size if users[number] < 2 else 0,
-            size if users[number] >= 2 else 0,
-            users[number],
-        )
-        for number, name, kind, _, size in rows
-        if kind == "committed"
+        Share("layer", name, 0 if shared else size, size if shared else 0, users[directory])
+        for name, size, directory in committed
+        for shared in (max(users[directory], holders[directory]) > 1,)
     )
     own = sum(share.own for share in containers)
     return StoreUsage(layers, images, containers, sent, sum(sizes.values()) + sent + own)

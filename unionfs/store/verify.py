@@ -10,17 +10,18 @@ Cost: every byte of the store is read, and each layer written once.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from unionfs import markers, system
 from unionfs.store import digest as digests
 from unionfs.store.blobs import CHUNK
-from unionfs.store.catalogue import Catalogue
+from unionfs.store.catalogue import DIRECTORY, Catalogue
 from unionfs.store.errors import NotFound
 from unionfs.store.folders import Folders, claimed
 from unionfs.store.layers import Layers
@@ -55,25 +56,23 @@ def verify(
     with catalogue.read() as db:
         blobs = db.execute("SELECT digest FROM blob ORDER BY digest").fetchall()
         rows = db.execute(
-            "SELECT id, name, kind, diff_id, blob FROM snapshot WHERE diff_id IS NOT NULL"
-            " OR kind != 'view' ORDER BY id"
+            f"SELECT min(id), name, kind, diff_id, blob, {DIRECTORY}, coalesce(implicit, '[]')"
+            f" FROM snapshot WHERE kind != 'view' GROUP BY {DIRECTORY} ORDER BY id"
         ).fetchall()
     damaged = set()
     for (digest,) in blobs:
         if (fault := _blob(folders, catalogue, digest, repair)) is not None:
             damaged.add(digest)
             yield fault
-    for number, name, kind, diff_id, blob in rows:
-        files = folders.files(number)
+    for number, name, kind, diff_id, blob, directory, implicit in rows:
+        files = folders.files(directory)
         if not os.path.isdir(files):
             if _catalogued(catalogue, "snapshot", "id", number):
                 message = "its directory is gone; remove the snapshot, and what stands on it"
                 yield Fault("snapshot", name, files, message)
         elif kind == "committed" and diff_id and blob not in damaged:
-            below = layers.stack(name)[1:]
-            yield from _layer(
-                folders, catalogue, layers, name, files, (blob, diff_id), below, repair
-            )
+            layer = _Layer(name, files, blob, diff_id, frozenset(json.loads(implicit)))
+            yield from _layer(folders, catalogue, layers, layer, repair)
 
 
 def _blob(folders: Folders, catalogue: Catalogue, digest: str, repair: bool) -> Fault | None:
@@ -106,27 +105,36 @@ def _blob(folders: Folders, catalogue: Catalogue, digest: str, repair: bool) -> 
     return Fault("blob", digest, path, f"{message}; {remedy}", repair and not names)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """An unpacked layer. implicit: the directories that it has no entries for."""
+
+    name: str
+    files: str
+    blob: str
+    diff_id: str
+    implicit: frozenset[str]
+
+
 def _layer(
     folders: Folders,
     catalogue: Catalogue,
     layers: Layers,
-    name: str,
-    files: str,
-    source: tuple[str, str],
-    below: Sequence[str],
+    layer: _Layer,
     repair: bool,
 ) -> Iterator[Fault]:
-    blob, diff_id = source
+    name, files = layer.name, layer.files
     draft = folders.ingest(uuid.uuid4().hex)
     os.mkdir(draft, 0o700)
     try:
         with claimed(draft, os.O_RDONLY | os.O_DIRECTORY):
             fresh = f"{draft}/fs"
             try:
-                layers.apply(blob, diff_id, fresh, below)
+                layers.apply(layer.blob, layer.diff_id, fresh, layers.stack(name)[1:])
             except NotFound:
                 return  # its blob was collected: another one unpacks to the same
-            different = [*differences(fresh, files)]
+            different = [*differences(fresh, files, layer.implicit)]
             if not different or not _catalogued(catalogue, "snapshot", "name", name):
                 return
             shown = ", ".join(different[:_SHOWN])
@@ -158,13 +166,17 @@ def _catalogued(catalogue: Catalogue, table: str, column: str, value: object) ->
         return db.execute(query, (value,)).fetchone() is not None
 
 
-def differences(expected: str, found: str) -> Iterator[str]:
-    """The paths, from the root, at which two trees differ."""
+def differences(expected: str, found: str, untimed: Collection[str] = frozenset()) -> Iterator[str]:
+    """The paths, from the root, at which two trees differ.
+
+    untimed: directories, by paths without a slash before them, whose times may.
+    """
     pending = [""]
     while pending:
         path = pending.pop()
         one, other = f"{expected}{path}", f"{found}{path}"
-        if _description(one) != _description(other):
+        timed = path[1:] not in untimed
+        if _description(one, timed=timed) != _description(other, timed=timed):
             yield path or "/"
             continue
         if not stat.S_ISDIR(os.lstat(one).st_mode):
@@ -186,7 +198,7 @@ def _there(directory: str, name: str) -> Iterator[str]:
         yield f"{directory}/{name}"
 
 
-def _description(path: str) -> tuple[object, ...]:
+def _description(path: str, *, timed: bool) -> tuple[object, ...]:
     """All that a layer says of a file; times of access and inode numbers are not part of it."""
     status = os.lstat(path)
     xattrs = {
@@ -205,7 +217,8 @@ def _description(path: str) -> tuple[object, ...]:
                 hashed.update(chunk)
         content = hashed.hexdigest()
     return (
-        *(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev),
+        *(status.st_mode, status.st_uid, status.st_gid, status.st_rdev),
+        status.st_mtime_ns if timed else 0,
         *(0 if stat.S_ISDIR(status.st_mode) else status.st_nlink, xattrs, content),
     )
 
