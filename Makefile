@@ -1,7 +1,7 @@
 # make demo      three layers, mounted by the kernel and by FUSE, and what a write leaves behind
 # make test      every check: lint, types, C, tests
 # make bench     unionmount's speed beside other unions', as a page in build/bench
-# make bench-layers  its speed at unpacking and making layers beside umoci's, skopeo's and tar's
+# make bench-layers  how fast layers unpack and are made, beside umoci, skopeo with tar, and podman
 # make bench-containers  what containers cost to make and to mount
 # make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's

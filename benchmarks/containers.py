@@ -9,24 +9,22 @@ Then many containers over one image: what each adds on disk. Needs root; all is 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, Final, cast, final
 
-import click
 from rich.console import Console
 from rich.table import Table
 
 import unionfs
-from benchmarks import machine
+from benchmarks import report
 from unionfs.containers import Containers
 from unionfs.containers.container import Into
 from unionfs.images import library
@@ -112,18 +110,7 @@ def added(store: Store, image: str, count: int) -> float:
     return (store.usage().total - before) / count
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", "-r", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--quick", is_flag=True, help="Small images: for a look, or a test.")
-@click.option(
-    "--folder", type=click.Path(exists=True, file_okay=False), default="/var/tmp", show_default=True
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where to write containers.json.",
-)
+@report.command(rounds=50)
 def bench(rounds: int, quick: bool, folder: str, output: Path | None) -> None:
     """Measure how long containers take to make and to mount."""
     many = 10 if quick else 1000
@@ -145,16 +132,7 @@ def bench(rounds: int, quick: bool, folder: str, output: Path | None) -> None:
     console = Console()
     console.print(table)
     console.print(f"each of {many} containers over one image adds {each:.0f} bytes")
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report = {
-            "machine": machine.describe(folder, drop=False),
-            "rounds": rounds,
-            "rows": [asdict(row) for row in found],
-            "containers": many,
-            "bytes_each": each,
-        }
-        (output / "containers.json").write_text(json.dumps(report, indent=1))
+    report.write(output, "containers", folder, rounds, found, containers=many, bytes_each=each)
 
 
 if __name__ == "__main__":

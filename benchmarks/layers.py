@@ -3,23 +3,31 @@
     python -m benchmarks.layers [--quick] [--rounds N] [--folder DIR] [-o DIR]
 
 Each tool is run as its user runs it, start included, on the same files: many small ones, and few
-large ones. Unpacked is the same blob, made by tar and umoci's gzip, in an OCI layout; made is a
-layer of the whole tree, by each tool's own default compression. Within a round the tools take turns
-in an order that changes; a ratio is the median of the rounds' ratios, above 1 where the other tool
-is slower than unionmount. Everything lies in one folder and is gone with it. Takes 2 GB.
+large ones.
+
+    unpack   a blob, made by tar and umoci's gzip, into a directory
+    import   an image of that layer into a store, ready to run
+    make     a layer of the whole tree, by each tool's own default compression
+    commit   a container whose changes are that tree, as an image
+
+Within a round the tools take turns in an order that changes. What a round made stays until it ends,
+since ext4 is slow to give out inodes that were freed lately. A ratio is the median of the rounds'
+ratios, above 1 where the other tool is slower than unionmount; CPU is the time that the tool's
+processes computed, in the kernel too. Everything lies in one folder and is gone with it. Takes
+8 GB, and root, as podman's mounts do.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -29,12 +37,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import report
 
 OURS: Final = "unionmount"
 MIB: Final = 1 << 20
 _UNIONMOUNT: Final = (sys.executable, "-m", "unionfs.cli")
 _IMAGE: Final = "layout:tree"
+_BASE: Final = "base:base"
 
 
 @final
@@ -57,60 +66,137 @@ QUICK: Final = {
 }
 
 Command = Sequence[str]
-Tool = Callable[[Path], Sequence[Command]]
-"""The commands of a tool, run in a folder: `tree`, `layout` and `empty` are there, `out` is not."""
+Steps = Callable[[Path], Sequence[Command]]
+"""Commands, run in an empty folder. They are told where `tree`, `base` and `layout` lie."""
 
 
-def _blob(folder: Path) -> str:
+@final
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What is measured of a tool. It makes `out`. before: what comes first, and does not count."""
+
+    steps: Steps
+    before: Steps = lambda sources: ()
+
+
+def _blob(sources: Path) -> str:
     """The one layer of the layout."""
-    blobs = (folder / "layout/blobs/sha256").iterdir()
+    blobs = (sources / "layout/blobs/sha256").iterdir()
     return str(max(blobs, key=lambda blob: blob.stat().st_size))
 
 
-def _apply(folder: Path) -> Sequence[Command]:
-    blob = _blob(folder)
+def _apply(sources: Path) -> Sequence[Command]:
+    blob = _blob(sources)
     digest = f"sha256:{os.path.basename(blob)}"
     return [[*_UNIONMOUNT, "layer", "apply", "--digest", digest, blob, "out"]]
 
 
-def _skopeo(folder: Path) -> Sequence[Command]:
-    name = os.path.basename(_blob(folder))
+def _skopeo(sources: Path) -> Sequence[Command]:
+    name = os.path.basename(_blob(sources))
     return [
-        ["skopeo", "copy", "--quiet", f"oci:{_IMAGE}", "dir:copied"],
+        ["skopeo", "copy", "--quiet", f"oci:{sources}/{_IMAGE}", "dir:copied"],
         ["mkdir", "out"],
         ["tar", "-xzf", f"copied/{name}", "-C", "out"],
     ]
 
 
+def _store(*words: str) -> Command:
+    """A command of ours on a store of its own."""
+    command = 2 if words[0] == "image" else 1
+    return [*_UNIONMOUNT, *words[:command], "--store", "out", *words[command:]]
+
+
+_PODMAN: Final = (
+    'podman --root "$PWD/out" --runroot "$PWD/run" --tmpdir "$PWD/tmp" --storage-driver overlay'
+    " --cgroup-manager cgroupfs --events-backend file"
+)
+"""With a store of its own, which it takes no relative path of."""
+_ALONE: Final = ("unshare", "--mount", "sh", "-ec")
+"""For podman leaves mounts behind."""
+
+
+_FILL_PODMAN: Final = (
+    f'cp -a "$1/tree/." "$({_PODMAN} inspect -f "{{{{.GraphDriver.Data.UpperDir}}}}" container)"'
+)
+
+
+def _podman(*words: str) -> Command:
+    return [*_ALONE, f'{_PODMAN} "$@"', "podman", *words]
+
+
+def _filled(sources: Path, directory: str) -> Command:
+    return ["cp", "-a", f"{sources}/tree/.", directory]
+
+
 UNPACK: Final[Mapping[str, Tool]] = {
-    OURS: _apply,
-    "umoci": lambda folder: [["umoci", "raw", "unpack", "--image", _IMAGE, "out"]],
-    "skopeo and tar": _skopeo,
-    "tar": lambda folder: [["mkdir", "out"], ["tar", "-xzf", _blob(folder), "-C", "out"]],
+    OURS: Tool(_apply),
+    "umoci": Tool(lambda at: [["umoci", "raw", "unpack", "--image", f"{at}/{_IMAGE}", "out"]]),
+    "skopeo and tar": Tool(_skopeo),
+    "tar": Tool(lambda at: [["mkdir", "out"], ["tar", "-xzf", _blob(at), "-C", "out"]]),
+}
+IMPORT: Final[Mapping[str, Tool]] = {
+    OURS: Tool(lambda at: [_store("image", "import", f"{at}/layout")]),
+    "podman": Tool(lambda at: [_podman("load", "-i", f"{at}/layout")]),
 }
 MAKE: Final[Mapping[str, Tool]] = {
-    OURS: lambda folder: [
-        [*_UNIONMOUNT, "layer", "write", "--lower", "tree", "--lower", "empty", "out"]
-    ],
-    "umoci": lambda folder: [
-        ["umoci", "init", "--layout", "out"],
-        ["umoci", "new", "--image", "out:made"],
-        ["umoci", "insert", "--image", "out:made", "tree", "/"],
-    ],
-    "tar": lambda folder: [["tar", "-czf", "out", "-C", "tree", "."]],
+    OURS: Tool(
+        lambda at: [
+            ["mkdir", "empty"],
+            [*_UNIONMOUNT, "layer", "write", "--lower", f"{at}/tree", "--lower", "empty", "out"],
+        ]
+    ),
+    "umoci": Tool(
+        lambda at: [
+            ["umoci", "init", "--layout", "out"],
+            ["umoci", "new", "--image", "out:made"],
+            ["umoci", "insert", "--image", "out:made", f"{at}/tree", "/"],
+        ]
+    ),
+    "tar": Tool(lambda at: [["tar", "-czf", "out", "-C", f"{at}/tree", "."]]),
 }
-TASKS: Final = {"unpack": UNPACK, "make": MAKE}
+COMMIT: Final[Mapping[str, Tool]] = {
+    OURS: Tool(
+        lambda at: [_store("commit", "container", "made")],
+        lambda at: [
+            _store("image", "import", f"{at}/base"),
+            _store("create", "--name", "container", "base:base"),
+            _filled(at, "out/snapshots/2/fs"),  # the upper of the container; 1 is the base
+        ],
+    ),
+    "podman": Tool(
+        lambda at: [_podman("commit", "--quiet", "container", "made")],
+        lambda at: [
+            ["cp", "-a", f"{at}/base", "base"],
+            _podman("load", "-i", "base"),
+            _podman("create", "--name", "container", "localhost/base", "true"),
+            [*_ALONE, _FILL_PODMAN, "podman", str(at)],
+        ],
+    ),
+    "umoci": Tool(
+        lambda at: [["umoci", "repack", "--image", "out:made", "bundle"]],
+        lambda at: [
+            ["cp", "-a", f"{at}/base", "out"],
+            ["umoci", "unpack", "--image", "out:base", "bundle"],
+            _filled(at, "bundle/rootfs"),
+        ],
+    ),
+}
+TASKS: Final = {"unpack": UNPACK, "import": IMPORT, "make": MAKE, "commit": COMMIT}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tool's rounds of one task. seconds: of each. ratio: to unionmount. size: bytes made."""
+    """A tool's rounds of one task. seconds: of each. ratio: to unionmount. size: bytes made.
+
+    computed: seconds of processors, of each round.
+    """
 
     task: str
     tree: str
     tool: str
     seconds: tuple[float, ...]
+    computed: tuple[float, ...]
     ratio: float
     size: int
 
@@ -120,7 +206,7 @@ class Row:
 
 
 def build(folder: Path, tree: Tree) -> None:
-    """Make the files and their layout; they are the same in every run."""
+    """Make the files, an image of them, and one to begin with; they are the same in every run."""
     random = Random(tree.files)
     words = [random.randbytes(random.randint(1, 5)).hex().encode() for _ in range(4000)]
     pool = b" ".join(random.choices(words, k=200_000)) + random.randbytes(MIB // 4)
@@ -132,16 +218,18 @@ def build(folder: Path, tree: Tree) -> None:
             while left > 0:
                 start = random.randrange(len(pool))
                 left -= file.write(pool[start : start + min(left, 50_000)])
-    (folder / "empty").mkdir()
+    (folder / "small").mkdir()
+    (folder / "small/file").touch()
     # umoci's own archives of a tree lack their end, which tar complains of
-    for command in (
-        ["tar", "-cf", "tree.tar", "-C", "tree", "."],
-        ["umoci", "init", "--layout", "layout"],
-        ["umoci", "new", "--image", _IMAGE],
-        ["umoci", "raw", "add-layer", "--image", _IMAGE, "tree.tar"],
-        ["rm", "tree.tar"],
-    ):
-        _run(folder, command)
+    for directory, layout, image in (("tree", "layout", _IMAGE), ("small", "base", _BASE)):
+        for command in (
+            ["tar", "-cf", "layer.tar", "-C", directory, "."],
+            ["umoci", "init", "--layout", layout],
+            ["umoci", "new", "--image", image],
+            ["umoci", "raw", "add-layer", "--image", image, "layer.tar"],
+            ["rm", "layer.tar"],
+        ):
+            _run(folder, command)
 
 
 def _run(folder: Path, command: Command) -> None:
@@ -152,59 +240,55 @@ def _run(folder: Path, command: Command) -> None:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it says nothing"]
-        raise OSError(done.returncode, lines[-1], " ".join(command))
+        raise OSError(done.returncode, "; ".join(lines), " ".join(command))
 
 
-def measure(folder: Path, tool: Tool) -> tuple[float, int]:
-    """Seconds that a tool takes, and bytes of what it made."""
-    for name in ("out", "copied"):
-        place = folder / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        place.unlink(missing_ok=True)
-    commands = tool(folder)
+def measure(folder: Path, sources: Path, tool: Tool) -> tuple[float, float, int]:
+    """Seconds that a tool takes in a new folder, those of processors, and bytes of what it made."""
+    folder.mkdir()
+    for command in tool.before(sources):
+        _run(folder, command)
+    commands = tool.steps(sources)
     os.sync()
-    start = time.perf_counter()
+    start, computed = time.perf_counter(), _computed()
     for command in commands:
         _run(folder, command)
-    seconds = time.perf_counter() - start
+    seconds, computed = time.perf_counter() - start, _computed() - computed
     out = folder / "out"
-    if out.is_dir():
-        return seconds, sum(f.lstat().st_size for f in out.rglob("*") if f.is_file())
-    return seconds, out.stat().st_size
+    files = out.rglob("*") if out.is_dir() else [out]
+    return seconds, computed, sum(f.lstat().st_size for f in files if f.is_file())
+
+
+def _computed() -> float:
+    """Seconds of processors that the commands so far took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def rows(folder: Path, name: str, tree: Tree, rounds: int) -> Iterator[Row]:
     """Measure all tasks and tools on one tree."""
     build(folder, tree)
-    for task, tools in TASKS.items():
-        seconds: dict[str, list[float]] = {tool: [] for tool in tools}
-        size: dict[str, int] = {}
-        for number in range(rounds):
-            for tool in Random(number).sample([*tools], len(tools)):
-                took, size[tool] = measure(folder, tools[tool])
-                seconds[tool].append(took)
-        for tool, each in seconds.items():
-            pairs = zip(each, seconds[OURS], strict=True)
-            ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-            yield Row(task, name, tool, tuple(each), ratio, size[tool])
+    runs = [(task, tool) for task, tools in TASKS.items() for tool in tools]
+    found: dict[tuple[str, str], list[tuple[float, float, int]]] = {run: [] for run in runs}
+    for number in range(rounds):
+        place = folder / str(number)
+        place.mkdir()
+        for task, tool in Random(number).sample(runs, len(runs)):
+            # podman takes no long paths
+            here = place / str(runs.index((task, tool)))
+            found[task, tool].append(measure(here, folder, TASKS[task][tool]))
+        shutil.rmtree(place)
+    for (task, tool), taken in found.items():
+        seconds, computed = (tuple(each[column] for each in taken) for column in (0, 1))
+        pairs = zip(taken, found[task, OURS], strict=True)
+        ratio = statistics.median(theirs[0] / ours[0] for theirs, ours in pairs)
+        yield Row(task, name, tool, seconds, computed, ratio, taken[-1][2])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", "-r", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--quick", is_flag=True, help="Small trees: for a look, or a test.")
-@click.option(
-    "--folder", type=click.Path(exists=True, file_okay=False), default="/var/tmp", show_default=True
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where to write layers.json.",
-)
+@report.command(rounds=5)
 def bench(rounds: int, quick: bool, folder: str, output: Path | None) -> None:
     """Compare how long layers take to unpack and to make."""
-    missing = [name for name in ("umoci", "skopeo", "tar") if not shutil.which(name)]
+    missing = [name for name in ("umoci", "skopeo", "tar", "podman") if not shutil.which(name)]
     if missing:
         raise click.ClickException(f"not installed: {', '.join(missing)}; install them by apt")
     console = Console()
@@ -213,21 +297,13 @@ def bench(rounds: int, quick: bool, folder: str, output: Path | None) -> None:
         with TemporaryDirectory(prefix="layers-", dir=folder) as place:
             found += rows(Path(place), name, tree, rounds)
         _show(console, tree, [row for row in found if row.tree == name])
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report = {
-            "machine": machine.describe(folder, drop=False),
-            "rounds": rounds,
-            "rows": [asdict(row) for row in found],
-        }
-        (output / "layers.json").write_text(json.dumps(report, indent=1))
-        console.print(f"written: {output / 'layers.json'}", markup=False)
+    report.write(output, "layers", folder, rounds, found)
 
 
 def _show(console: Console, tree: Tree, found: Sequence[Row]) -> None:
     title = f"{tree.title}: {tree.files}, {tree.data // MIB} MiB"
     table = Table("task", "tool", title=title, title_justify="left", box=None)
-    for heading in ("median", "fastest", f"÷ {OURS}", "MB"):
+    for heading in ("median", "fastest", f"÷ {OURS}", "CPU", "MB"):
         table.add_column(heading, justify="right")
     for row in found:
         table.add_row(
@@ -236,6 +312,7 @@ def _show(console: Console, tree: Tree, found: Sequence[Row]) -> None:
             f"{row.median:.2f} s",
             f"{min(row.seconds):.2f} s",
             f"{row.ratio:.2f}",
+            f"{statistics.median(row.computed):.2f} s",
             f"{row.size / 1e6:.1f}",
         )
     console.print(table)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -12,7 +13,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="umoci and tar give files to their owners")
-def test_every_tool_does_every_task(tmp_path: Path) -> None:
+def test_every_tool_does_every_task() -> None:
+    with TemporaryDirectory(dir="/var/tmp") as short:  # podman takes no long paths
+        compare(Path(short))
+
+
+def compare(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.layers", "--quick", "--rounds=1"]
     command += ["--folder", tmp_path, "--output", tmp_path / "report"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -20,10 +26,11 @@ def test_every_tool_does_every_task(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "report/layers.json").read_text())["rows"]
     assert {(row["task"], row["tool"]) for row in rows} == {
         *(("unpack", tool) for tool in ("unionmount", "umoci", "skopeo and tar", "tar")),
+        *(("import", tool) for tool in ("unionmount", "podman")),
         *(("make", tool) for tool in ("unionmount", "umoci", "tar")),
+        *(("commit", tool) for tool in ("unionmount", "podman", "umoci")),
     }
-    for task in ("unpack", "make"):
-        assert all(row["size"] for row in rows if row["task"] == task)
+    assert all(row["size"] > 100_000 for row in rows), "all made something"
     unpacked = {(row["tree"], row["size"]) for row in rows if row["task"] == "unpack"}
     assert len(unpacked) == 2, "all unpacked the same"
     assert [*tmp_path.iterdir()] == [tmp_path / "report"]
