@@ -1264,10 +1264,12 @@ static int remove_name(struct turn *turn, bool directory)
     struct stat status;
     int failed = at_node(turn, &parent), below;
 
-    if (!failed && !directory && parent->flags & UFS_UPPER && !ufs_is_removed(parent)) {
+    if (!failed && !directory && !ufs_is_removed(parent)) {
         node = ufs_child(turn->table, parent, name);
-        if (node && !(node->flags & (UFS_UPPER | UFS_BUSY | UFS_STALE)) && node->type != DT_DIR)
-            return cover(turn, parent, node, name);
+        if (node && !(node->flags & (UFS_UPPER | UFS_BUSY | UFS_STALE)) && node->type != DT_DIR) {
+            failed = copy_up(turn, parent, 0);
+            return failed ? failed : cover(turn, parent, node, name);
+        }
     }
     if (!failed)
         failed = plain(turn, parent, name, &node, buffer, &path, &status);
