@@ -24,12 +24,15 @@ int ufs_plan_copy(struct ufs_table *table, const struct ufs_node *node, struct u
 {
     const struct stat *status = &copy->status;
 
-    if (node->type != DT_REG || ufs_is_removed(node) || node->names->next_of_node)
+    if ((node->type != DT_REG && node->type != DT_DIR) || !node->names
+        || node->names->next_of_node)
         return 0;
     copy->path = ufs_locate(table, node, &copy->layer, copy->buffer);
     if (!copy->path || fstatat(copy->layer, copy->path, &copy->status, AT_SYMLINK_NOFOLLOW))
         return -errno;
     ufs_name_draft(table, copy->draft);
+    if (S_ISDIR(status->st_mode))
+        return node->type == DT_DIR;
     return S_ISREG(status->st_mode) && status->st_nlink == 1 && status->st_size <= UFS_COPIED_MAX
            && status->st_blocks * 512 >= status->st_size;
 }
@@ -119,29 +122,39 @@ static int copy_attributes(const struct ufs_table *table, const struct ufs_copy 
     return set_origin(table, from, copy);
 }
 
+static void discard(const struct ufs_table *table, const struct ufs_copy *copy)
+{
+    unlinkat(table->work, copy->draft, S_ISDIR(copy->status.st_mode) ? AT_REMOVEDIR : 0);
+}
+
 int ufs_build_copy(const struct ufs_table *table, const struct ufs_copy *from, uint64_t size,
                    char *buffer)
 {
-    int source = -1, failed = 0;
-    int copy = openat(table->work, from->draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool directory = S_ISDIR(from->status.st_mode);
+    int source = -1, failed = 0, copy;
 
+    if (directory && mkdirat(table->work, from->draft, 0700))
+        return -errno;
+    copy = openat(table->work, from->draft,
+                  directory ? O_RDONLY | O_DIRECTORY | O_CLOEXEC
+                            : O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (copy == -1)
         return -errno;
-    if (size && from->status.st_size) {
+    if (size && from->status.st_size && !directory) {
         source = ufs_open_beneath(from->layer, from->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
         failed = source == -1 ? -errno : 0;
     }
-    if (!failed)
+    if (source != -1)
         failed = copy_data(source, copy, &from->status, size, buffer);
     if (!failed)
         failed = copy_attributes(table, from, copy, buffer);
-    if (!failed && table->durable && fsync(copy))
+    if (!failed && table->durable && !directory && fsync(copy))
         failed = -errno;
     if (source != -1)
         close(source);
     close(copy);
     if (failed)
-        unlinkat(table->work, from->draft, 0);
+        discard(table, from);
     return failed;
 }
 
@@ -194,10 +207,10 @@ int ufs_install_copy(struct ufs_table *table, struct ufs_node *node, const struc
     if (!failed && renameat2(table->work, copy->draft, upper, path, RENAME_NOREPLACE))
         failed = -errno;
     if (failed) {
-        unlinkat(table->work, copy->draft, 0);
+        discard(table, copy);
         return failed;
     }
-    node->flags |= UFS_UPPER | UFS_ORIGIN;
+    node->flags |= node->type == DT_DIR ? UFS_UPPER : UFS_UPPER | UFS_ORIGIN;
     ufs_forget_names_above(parent);
     times[0] = status.st_atim;
     times[1] = status.st_mtim;

@@ -1,4 +1,5 @@
-/* A plain file of a lower layer becomes one of upper, by the rules of unionfs/copyup.py. */
+/* A plain file or directory of a lower layer becomes one of upper, by the rules of
+ * unionfs/copyup.py. */
 #ifndef UFS_COPYUP_H
 #define UFS_COPYUP_H
 
@@ -6,7 +7,7 @@
 
 enum { UFS_DRAFT_SIZE = 24, UFS_COPIED_MAX = 256 << 10 };
 
-/* A lower file, and its copy in work. */
+/* What is copied, and its copy in work. */
 struct ufs_copy {
     int layer; /* the descriptor of its root */
     char *path, buffer[UFS_PATH_SIZE];
@@ -17,12 +18,13 @@ struct ufs_copy {
 /* A name in work that nothing has yet. The caller holds the lock. */
 void ufs_name_draft(struct ufs_table *table, char draft[UFS_DRAFT_SIZE]);
 
-/* Whether a node is a file that is copied here: it has one name, no holes, and not more than
+/* Whether a node is copied here: a directory, or a file with one name, no holes, and not more than
  * UFS_COPIED_MAX bytes. The caller holds the lock; fills copy. 1, 0 or -errno. */
 int ufs_plan_copy(struct ufs_table *table, const struct ufs_node *node, struct ufs_copy *copy);
 
-/* Copy it with the first size bytes of its data. buffer: UFS_COPIED_MAX bytes. Asks nothing of the
- * table that changes, so that the caller need not hold the lock. 0 or -errno, then without a copy. */
+/* Copy it with the first size bytes of its data, a directory without what lies in it. Asks nothing
+ * of the table that changes, so that the caller need not hold the lock. buffer: UFS_COPIED_MAX
+ * bytes. 0 or -errno, then without a copy. */
 int ufs_build_copy(const struct ufs_table *table, const struct ufs_copy *copy, uint64_t size,
                    char *buffer);
 

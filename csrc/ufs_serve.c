@@ -333,13 +333,50 @@ static int note_impure(const struct turn *turn, struct ufs_node *directory)
     return directory->flags & UFS_PINNED ? UFS_FORWARD : ufs_set_impure(turn->table, directory);
 }
 
-/* Make upper hold a node and what it lies in: 0, or what to return. Lets go of the lock while it
- * copies. size: how many bytes of a file's data are wanted. */
-static int copy_up(struct turn *turn, struct ufs_node *node, uint64_t size)
+/* Make upper hold a directory whose parent it holds: 0, or what to return. Keeps the lock: it is
+ * quick, and others may be about to look names up in it. */
+static int copy_up_directory(const struct turn *turn, struct ufs_node *directory)
 {
     const struct ufs_asked *asked = &turn->session->asked;
     struct ufs_table *table = turn->table;
-    struct ufs_node *parent;
+    struct ufs_copy copy;
+    int planned = directory->flags & UFS_PINNED ? 0 : ufs_plan_copy(table, directory, &copy), failed;
+
+    if (planned < 0)
+        return planned;
+    failed = planned ? note_impure(turn, directory->names->parent) : UFS_FORWARD;
+    if (failed == UFS_FORWARD) {
+        failed = asked->copy_up(asked->context, directory->id);
+        return failed || directory->flags & UFS_UPPER ? failed : UFS_FORWARD;
+    }
+    if (!failed)
+        failed = ufs_build_copy(table, &copy, 0, turn->reply);
+    if (!failed)
+        failed = ufs_install_copy(table, directory, &copy);
+    ufs_invalidate(turn->session, directory->id, false);
+    return failed;
+}
+
+/* Make upper hold the directories that a node lies in: 0, or what to return. */
+static int copy_up_parents(const struct turn *turn, const struct ufs_node *node)
+{
+    struct ufs_node *directory;
+    int failed = 0;
+
+    while (!failed && node->names && !(node->names->parent->flags & UFS_UPPER)) {
+        directory = node->names->parent;
+        while (directory->names && !(directory->names->parent->flags & UFS_UPPER))
+            directory = directory->names->parent;
+        failed = copy_up_directory(turn, directory);
+    }
+    return failed;
+}
+
+/* Make upper hold a node and what it lies in: 0, or what to return. Lets go of the lock while it
+ * copies a file. size: how many bytes of its data are wanted. */
+static int copy_up(struct turn *turn, struct ufs_node *node, uint64_t size)
+{
+    struct ufs_table *table = turn->table;
     struct ufs_copy copy;
     int planned, failed;
 
@@ -351,17 +388,15 @@ static int copy_up(struct turn *turn, struct ufs_node *node, uint64_t size)
         return 0;
     if (!table->has_upper || table->work == -1)
         return UFS_FORWARD; /* it knows the error */
-    if (node->type == DT_DIR) {
-        failed = asked->copy_up(asked->context, node->id);
-        return failed || node->flags & UFS_UPPER ? failed : UFS_FORWARD;
-    }
+    failed = copy_up_parents(turn, node);
+    if (failed)
+        return failed;
+    if (node->type == DT_DIR)
+        return copy_up_directory(turn, node);
     planned = node->flags & UFS_PINNED ? 0 : ufs_plan_copy(table, node, &copy);
     if (planned < 1)
         return planned ? planned : UFS_FORWARD;
-    parent = node->names->parent;
-    failed = copy_up(turn, parent, 0);
-    if (!failed)
-        failed = note_impure(turn, parent);
+    failed = note_impure(turn, node->names->parent);
     if (failed)
         return failed;
     node->flags |= UFS_COPYING;
