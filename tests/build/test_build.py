@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import os
+import signal
 import stat
 import subprocess
 import tarfile
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import COMMAND
-from unionfs import LayerStack, UnionFS
+from unionfs import LayerStack, UnionFS, list_mounts
 from unionfs.build import BuildError, BuildOptions, Step, build
 from unionfs.containers import Containers
 from unionfs.images import library
@@ -305,6 +306,25 @@ def test_equal_builds_give_equal_images(store: Store, context: Path) -> None:
     assert again[0].target == again[1].target, "no step was done again"
     assert images[0].config.created == "2001-09-09T01:46:40Z"
     assert again[0].config.created > "2001-09-10"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_ended_leaves_nothing(
+    store: Store, context: Path, number: signal.Signals
+) -> None:
+    """Although the command is the first process of its container, which heeds no signals."""
+    (context / "Dockerfile").write_text("FROM box\nRUN echo begun && sleep 1000\n")
+    command = [*COMMAND, "build", "--store", store.root, "-t", "new", str(context)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while (line := process.stderr.readline()) != "begun\n":
+            assert line
+        process.send_signal(number)
+        assert process.stderr.read() == "unionmount: interrupted\n"
+    assert process.returncode == 128 + number
+    assert Containers(store).list() == []
+    assert not [mount for mount in list_mounts() if store.root in mount.target]
+    assert not os.listdir(f"{store.root}/run")
 
 
 @pytest.mark.parametrize(

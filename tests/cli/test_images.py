@@ -19,7 +19,7 @@ from tests.tree import Tree, build, file
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners of files are kept by root")
 
 PATIENCE = 60  # seconds after which a command counts as hung
-BASE: Tree = {"etc/motd": file(b"welcome\n"), "bin/tool": file(os.urandom(200_000), mode=0o755)}
+BASE: Tree = {"etc/motd": file(b"welcome\n"), "bin/tool": file(os.urandom(2_000_000), mode=0o755)}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_only_the_changed_layer_is_moved(
             output(images("image", "tag", f"app:{version}", f"{host}/app:{version}"))
         assert "sent" in output(images("push", f"{host}/app:v1"))
         pushed = json.loads(output(images("push", f"{host}/app:v2", "--json")))
-        assert pushed["bytes"] < 3000 < 200_000 < pushed["size"]
+        assert pushed["bytes"] < 3000 < 2_000_000 < pushed["size"]
 
         monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "second"))
         output(images("pull", f"{host}/app:v1"))
@@ -139,26 +139,48 @@ def test_only_the_changed_layer_is_moved(
         assert (again["bytes"], {blob["how"] for blob in again["blobs"]}) == (0, {"here"})
 
 
-def test_ctrl_c_ends_a_pull_that_hangs(
+def test_ctrl_c_ends_a_pull_that_hangs_and_one_that_waits_for_it(
     images: Call, server: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = json.loads(output(images("image", "inspect", "app:v1", "--json")))["manifest"]["layers"]
+    digest = layer[0]["digest"]
     hold = threading.Event()
     with server.running() as host, ExitStack() as undone:
         undone.callback(hold.set)
         output(images("push", "app:v1", f"{host}/app:v1"))
         monkeypatch.setenv("UNIONMOUNT_STORE", str(folder / "second"))
-        fault = server.fault("GET", layer[0]["digest"], after=100_000, hold=hold)
+        fault = server.fault("GET", digest, after=1_000_000, hold=hold)
         command = [*COMMAND, "pull", f"{host}/app:v1"]
         pulling = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         undone.callback(pulling.kill)
         assert fault.held.wait(PATIENCE)
-        pulling.send_signal(signal.SIGINT)
-        assert pulling.communicate(timeout=PATIENCE)[1].strip() == ""
-        assert pulling.returncode == 130
+
+        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        undone.callback(waiting.kill)
+        while digest.replace(":", "-") not in files_of(waiting):
+            assert waiting.poll() is None
+        for process, number in ((waiting, signal.SIGTERM), (pulling, signal.SIGINT)):
+            process.send_signal(number)
+            assert process.communicate(timeout=PATIENCE)[1] == "unionmount: interrupted\n"
+            assert process.returncode == 128 + number
         hold.set()
         assert output(images("image", "list", "--json")) == "[]\n"
+        assert output(images("store", "verify")) == "all is as it should be\n"
+
+        server.exchanges.clear()
         output(images("pull", f"{host}/app:v1"))
+        [again] = server.of("GET", digest)
+        assert again.headers["Range"].startswith("bytes=")
+
+
+def files_of(process: "subprocess.Popen[str]") -> set[str]:
+    """The names of the files that a process has open."""
+    folder = f"/proc/{process.pid}/fd"
+    found = set()
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            found.add(os.path.basename(os.readlink(f"{folder}/{name}")))
+    return found
 
 
 def test_a_terminal_shows_a_line_for_each_layer(images: Call, server: Proxy, folder: Path) -> None:

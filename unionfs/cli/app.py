@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -23,6 +24,23 @@ _SECTIONS: Final = {
     "What images and containers are kept in": ("store", "snapshot"),
     "This machine": ("doctor", "bench", "completion"),
 }
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@final
+class _Ended(BaseException):
+    """A signal asks for the end; what was begun is undone on the way out.
+
+    It is no KeyboardInterrupt, of which click and subprocess make something of their own.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, _: object) -> None:
+    raise _Ended(number)
 
 
 @final
@@ -66,6 +84,9 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
     try:
         result: Any = commands.main([*arguments], "unionmount", standalone_mode=False)
         sys.stdout.flush()
@@ -86,6 +107,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         complain(describe(error))
         return 1
-    except (KeyboardInterrupt, click.Abort):  # click makes the one of the other
-        return 130
+    except _Ended as ended:
+        complain("interrupted")
+        return 128 + ended.number
     return result if isinstance(result, int) else 0

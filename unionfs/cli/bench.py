@@ -24,8 +24,4 @@ def bench_command(context: click.Context, arguments: tuple[str, ...]) -> None:
     except ImportError as error:
         message = f"{error}; run: pip install 'unionmount[bench]'"
         raise OSError(errno.ENOENT, message) from error
-    try:
-        code = bench.main([*arguments], context.command_path, standalone_mode=False)
-    except click.Abort:  # Ctrl-C
-        code = 130
-    context.exit(code)
+    context.exit(bench.main([*arguments], context.command_path, standalone_mode=False))

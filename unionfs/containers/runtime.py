@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from types import FrameType
@@ -70,7 +70,8 @@ class Runtime:
         """Run a container, mounted for as long; its exit status, 128 and a signal's number.
 
         detached: return 0 when it runs; it stays mounted until it is removed or unmounted.
-        output: a descriptor for all that it prints; by default ours.
+        output: a descriptor for all that it prints; by default ours. With one it is our own work,
+        which any exception, as of a signal, ends; without, signals are handed on to it.
 
         Raises NotFound, FailedPrecondition where it is mounted or runs, OSError where the image or
         the options do not fit, MountError.
@@ -112,12 +113,12 @@ class Runtime:
     def _wait(self, name: str, options: RunOptions, output: int | None) -> int:
         command = self._command("run", name, self._bundle(name), limited=options.limited)
         given = None if options.input or options.terminal else subprocess.DEVNULL
-        with (
-            subprocess.Popen(command, stdin=given, stdout=output, stderr=output) as process,
-            _forwarding(process),
-        ):
-            status = process.wait()
-        self.end(name, force=True)
+        with subprocess.Popen(command, stdin=given, stdout=output, stderr=output) as process:
+            try:
+                with _forwarding(process) if output is None else nullcontext():
+                    status = process.wait()
+            finally:
+                self.end(name, force=True)
         return status if status >= 0 else 128 - status
 
     def _detach(self, name: str, options: RunOptions) -> int:

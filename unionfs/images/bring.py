@@ -107,7 +107,7 @@ def _fetch(
     """Have one blob in the store."""
     begun = 0
     try:
-        with store.blobs.writer(blob.digest, blob.size) as writer:
+        with store.blobs.writer(blob.digest, blob.size, stop=stop) as writer:
             begun = writer.offset
             watch(blob, begun, None)
             if writer.complete:

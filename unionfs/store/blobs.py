@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ class Writer:
         size: int | None,
         *,
         resumable: bool,
+        stop: threading.Event | None = None,
     ) -> None:
         self.digest = digest
         self.size = size
@@ -67,9 +69,10 @@ class Writer:
         name = digest.replace(":", "-") if digest and resumable else uuid.uuid4().hex
         self._path = folders.ingest(name)
         self._fd = -1
+        self._stop = stop
 
     def __enter__(self) -> Writer:
-        fd = self._held.enter_context(claimed(self._path, os.O_RDWR | os.O_CREAT))
+        fd = self._held.enter_context(claimed(self._path, os.O_RDWR | os.O_CREAT, stop=self._stop))
         assert fd is not None, "it waits, and makes what is missing"
         self._fd = fd
         try:
@@ -167,13 +170,20 @@ class Blobs:
         self._folders = folders
         self._catalogue = catalogue
 
-    def writer(self, digest: str | None = None, size: int | None = None) -> Writer:
+    def writer(
+        self,
+        digest: str | None = None,
+        size: int | None = None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> Writer:
         """Write a blob piece by piece.
 
         digest: what it must have; without it nothing is kept for a later writer. size: in bytes.
-        Waits where another process writes that digest.
+        Waits where another process writes that digest; once stop is set, that raises
+        InterruptedError.
         """
-        return Writer(self._folders, self._catalogue, digest, size, resumable=True)
+        return Writer(self._folders, self._catalogue, digest, size, resumable=True, stop=stop)
 
     def add(
         self,

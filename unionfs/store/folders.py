@@ -11,10 +11,12 @@ Content is made in ingest and renamed to where it belongs; it is removed by a re
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import stat
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Final, final
@@ -25,6 +27,7 @@ BLOBS: Final = "blobs"
 SNAPSHOTS: Final = "snapshots"
 INGEST: Final = "ingest"
 TRASH: Final = "trash"
+_PAUSE: Final = 0.05  # seconds
 
 
 @final
@@ -73,11 +76,15 @@ class Folders:
 
 
 @contextlib.contextmanager
-def claimed(path: str, flags: int, *, wait: bool = True) -> Iterator[int | None]:
+def claimed(
+    path: str, flags: int, *, wait: bool = True, stop: threading.Event | None = None
+) -> Iterator[int | None]:
     """The file or directory at path, opened, and nobody else's until the block ends.
 
     flags: of open(2). None where another has it, unless wait is True, and where it is gone.
+    stop: ends the waiting when it is set, by InterruptedError.
     """
+    now = fcntl.LOCK_NB if stop or not wait else 0
     while True:
         try:
             fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -86,10 +93,15 @@ def claimed(path: str, flags: int, *, wait: bool = True) -> Iterator[int | None]
             return
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(fd, fcntl.LOCK_EX | now)
             except BlockingIOError:
-                yield None
-                return
+                if not stop or not wait:
+                    yield None
+                    return
+                # a thread's flock(2) cannot be ended from outside, so it is asked for again
+                if stop.wait(_PAUSE):
+                    raise InterruptedError(errno.EINTR, "stopped", path) from None
+                continue
             if _leads_to(path, fd):  # whoever had it may have renamed it
                 yield fd
                 return
