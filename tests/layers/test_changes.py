@@ -13,34 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from tests import tree
 from tests.conformance.doors import Folder
-from tests.tree import (
-    Seen,
-    Snapshot,
-    Tree,
-    build,
-    directory,
-    file,
-    hard_link,
-    opaque,
-    redirect,
-    snapshot,
-    symlink,
-    whiteout,
-)
 from unionfs import LayerStack, mount
 from unionfs.layers import Change, changes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 
-BASE: Tree = {
-    "etc/motd": file(b"welcome\n"),
-    "etc/hosts": file(b"localhost\n"),
-    "usr/bin/tool": file(b"tool", mode=0o755),
-    "usr/lib/deep/er/file": file(b"deep"),
-    "usr/link": symlink("bin/tool"),
-    "srv/a": file(b"a"),
-    "srv/b": hard_link("srv/a"),
+BASE: tree.Tree = {
+    "etc/motd": tree.file(b"welcome\n"),
+    "etc/hosts": tree.file(b"localhost\n"),
+    "usr/bin/tool": tree.file(b"tool", mode=0o755),
+    "usr/lib/deep/er/file": tree.file(b"deep"),
+    "usr/link": tree.symlink("bin/tool"),
+    "srv/a": tree.file(b"a"),
+    "srv/b": tree.hard_link("srv/a"),
 }
 
 
@@ -55,26 +42,28 @@ def play(folder: Path, story: Callable[[Path], object]) -> tuple[list[Change], l
     """The changes that a story leaves in an upper: as the snapshots show them, and as told."""
     for name in ("base", "middle", "upper", "work"):
         (folder / name).mkdir()
-    build(str(folder / "base"), BASE)
-    build(str(folder / "middle"), {"etc/hosts": file(b"middle\n"), "srv/c": file(b"c")})
+    tree.build(str(folder / "base"), BASE)
+    tree.build(
+        str(folder / "middle"), {"etc/hosts": tree.file(b"middle\n"), "srv/c": tree.file(b"c")}
+    )
     lower = [folder / "middle", folder / "base"]
     with LayerStack(lower) as stack, mounted(stack, folder / "before") as root:
-        before = snapshot(Folder(str(root)))
+        before = tree.snapshot(Folder(str(root)))
     with LayerStack(lower, folder / "upper", folder / "work") as stack:
         with mounted(stack, folder / "union") as root:
             story(root)
-            after = snapshot(Folder(str(root)))
+            after = tree.snapshot(Folder(str(root)))
         return expected(before, after), [*changes(stack)]
 
 
-def expected(before: Snapshot, after: Snapshot) -> list[Change]:
+def expected(before: tree.Snapshot, after: tree.Snapshot) -> list[Change]:
     """The changes between two snapshots, aspects apart; a deleted directory is one."""
     found = []
     for path in sorted({*before, *after}, key=lambda path: path.split("/")):
         old, new = before.get(path), after.get(path)
         if new is None:
             parent = after.get(os.path.dirname(path) or ".")
-            if isinstance(parent, Seen) and parent.kind == "directory":
+            if isinstance(parent, tree.Seen) and parent.kind == "directory":
                 found.append(Change(f"/{path}", "deleted"))
         elif old is None:
             found.append(Change(f"/{path}", "added"))
@@ -83,9 +72,9 @@ def expected(before: Snapshot, after: Snapshot) -> list[Change]:
     return found
 
 
-def comparable(seen: Seen | str) -> object:
+def comparable(seen: tree.Seen | str) -> object:
     """What of a file is compared: neither link counts nor a directory's times."""
-    assert isinstance(seen, Seen), seen
+    assert isinstance(seen, tree.Seen), seen
     time = None if seen.kind == "directory" else seen.mtime
     return seen.kind, seen.mode, seen.owner, seen.size, time, seen.content, seen.rdev, seen.xattrs
 
@@ -194,18 +183,18 @@ def test_equal_size_and_time_do_not_hide_a_change(tmp_path: Path) -> None:
     assert play(tmp_path, same_size)[1] == [Change("/etc/motd", "modified", ("content",))]
 
 
-def told(folder: Path, *layers: Tree) -> list[tuple[str, str]]:
+def told(folder: Path, *layers: tree.Tree) -> list[tuple[str, str]]:
     """The changes of the first of some layers."""
     roots = [folder / f"layer{number}" for number in range(len(layers))]
-    for root, tree in zip(roots, layers, strict=True):
-        build(str(root), tree)
+    for root, files in zip(roots, layers, strict=True):
+        tree.build(str(root), files)
     with LayerStack(roots) as stack:
         return [(change.kind, change.path) for change in changes(stack)]
 
 
 def test_image_layers_with_aufs_whiteouts(tmp_path: Path) -> None:
-    top = {".wh.gone": file(), "dir/.wh..wh..opq": file(), "dir/new": file()}
-    below = {"gone/file": file(), "dir/old": file(), "kept": file()}
+    top = {".wh.gone": tree.file(), "dir/.wh..wh..opq": tree.file(), "dir/new": tree.file()}
+    below = {"gone/file": tree.file(), "dir/old": tree.file(), "kept": tree.file()}
     assert told(tmp_path, top, below) == [
         ("added", "/dir/new"),
         ("deleted", "/dir/old"),
@@ -214,19 +203,19 @@ def test_image_layers_with_aufs_whiteouts(tmp_path: Path) -> None:
 
 
 def test_a_whiteout_over_nothing_and_an_opaque_new_directory(tmp_path: Path) -> None:
-    top = {"none": whiteout(), "dir": opaque(), "dir/none": whiteout()}
-    assert told(tmp_path, top, {"kept": file()}) == [("added", "/dir")]
+    top = {"none": tree.whiteout(), "dir": tree.opaque(), "dir/none": tree.whiteout()}
+    assert told(tmp_path, top, {"kept": tree.file()}) == [("added", "/dir")]
 
 
 def test_a_redirect_of_a_layer_below_is_no_change(tmp_path: Path) -> None:
-    middle = {"new": redirect("old"), "old": whiteout()}
-    assert told(tmp_path, {"new/added": file()}, middle, {"old/file": file()}) == [
+    middle = {"new": tree.redirect("old"), "old": tree.whiteout()}
+    assert told(tmp_path, {"new/added": tree.file()}, middle, {"old/file": tree.file()}) == [
         ("added", "/new/added")
     ]
 
 
 def test_a_lone_layer_adds_all(tmp_path: Path) -> None:
-    assert told(tmp_path, {"dir/file": file(), "gone": whiteout()}) == [
+    assert told(tmp_path, {"dir/file": tree.file(), "gone": tree.whiteout()}) == [
         ("added", "/dir"),
         ("added", "/dir/file"),
     ]
@@ -235,8 +224,8 @@ def test_a_lone_layer_adds_all(tmp_path: Path) -> None:
 def test_a_directory_comes_before_what_is_in_it_and_that_before_the_next_name(
     tmp_path: Path,
 ) -> None:
-    tree = {"a": directory(), "a-b": file(), "a/b": file()}
-    assert [path for _, path in told(tmp_path, tree, {})] == ["/a", "/a/b", "/a-b"]
+    files = {"a": tree.directory(), "a-b": tree.file(), "a/b": tree.file()}
+    assert [path for _, path in told(tmp_path, files, {})] == ["/a", "/a/b", "/a-b"]
 
 
 def test_directories_as_deep_as_paths_are_long(tmp_path: Path) -> None:
@@ -252,25 +241,40 @@ def test_directories_as_deep_as_paths_are_long(tmp_path: Path) -> None:
         subprocess.run(["rm", "-r", tmp_path / "layer/d"], check=True)
 
 
-BRANCHES: list[Tree] = [
-    {"app": file(b"two"), "etc/conf": whiteout(), "lib": opaque(), "lib/new": file()},
-    {"app": file(b"one"), "etc/own": file(b"own"), "lib/old": file(), "dir/kept": whiteout()},
-    {"etc/conf": file(b"c"), "etc/kept": file(), "lib/base": file(), "dir/kept": file()},
+BRANCHES: list[tree.Tree] = [
+    {
+        "app": tree.file(b"two"),
+        "etc/conf": tree.whiteout(),
+        "lib": tree.opaque(),
+        "lib/new": tree.file(),
+    },
+    {
+        "app": tree.file(b"one"),
+        "etc/own": tree.file(b"own"),
+        "lib/old": tree.file(),
+        "dir/kept": tree.whiteout(),
+    },
+    {
+        "etc/conf": tree.file(b"c"),
+        "etc/kept": tree.file(),
+        "lib/base": tree.file(),
+        "dir/kept": tree.file(),
+    },
 ]
 
 
 def test_two_unions_that_share_a_layer(tmp_path: Path) -> None:
     """Expected is what two kernel mounts show."""
     roots = [tmp_path / name for name in ("new", "old", "base")]
-    for root, tree in zip(roots, BRANCHES, strict=True):
-        build(str(root), tree)
+    for root, files in zip(roots, BRANCHES, strict=True):
+        tree.build(str(root), files)
     seen = []
     for number, own in enumerate(roots[:2]):
         with (
             LayerStack([own, roots[2]]) as stack,
             mounted(stack, tmp_path / f"mount{number}") as root,
         ):
-            seen.append(snapshot(Folder(str(root))))
+            seen.append(tree.snapshot(Folder(str(root))))
     with LayerStack(roots) as stack:
         found = [Change(change.path, change.kind) for change in changes(stack, 1, 1)]
     assert found == expected(seen[1], seen[0])

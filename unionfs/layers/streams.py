@@ -118,13 +118,36 @@ class _Hashed(io.RawIOBase):
         return len(data)
 
 
+class _Layer:
+    """A layer on its way: its tar, and the blob that holds that, both hashed as they pass.
+
+    diff_id: of the tar. size, digest: of the blob.
+    """
+
+    def __init__(self, blob: BinaryIO, begin: bytes = b"") -> None:
+        self._blob = _Hashed(blob, begin)
+        self._tar = hashlib.sha256()
+
+    @property
+    def diff_id(self) -> str:
+        return f"sha256:{self._tar.hexdigest()}"
+
+    @property
+    def digest(self) -> str:
+        return self._blob.digest
+
+    @property
+    def size(self) -> int:
+        return self._blob.size
+
+
 @final
-class Writer:
+class Writer(_Layer):
     """Writes a tar to a file, compressed; a context manager that ends the stream where all is well.
 
     out: is left open. level: of LEVELS; None is the format's default. threads: that compress.
 
-    size, digest: of what was written; diff_id: of the tar. All three are known once it is closed.
+    Size and digests are known once it is closed.
     Raises LayerError EINVAL for a level that the format does not have, and what out raises.
     """
 
@@ -136,32 +159,19 @@ class Writer:
         if level not in levels:
             message = f"{compression} has no level {level}; take {levels[0]} to {levels[-1]}"
             raise LayerError(errno.EINVAL, message)
-        self._out = _Hashed(out)
-        self._tar = hashlib.sha256()
+        super().__init__(out)
         self._buffer = bytearray(_BLOCK)
         self._view = memoryview(self._buffer)
         self._filled = 0
         threads = max(1, threads)
-        self._stream: Any = self._out
+        self._stream: Any = self._blob
         if compression == "gzip":
             self._stream = igzip_threaded.open(  # type: ignore[no-untyped-call]
-                self._out, "wb", compresslevel=level, threads=threads, block_size=_BLOCK
+                self._blob, "wb", compresslevel=level, threads=threads, block_size=_BLOCK
             )
         elif compression == "zstd":
             compressor = zstandard.ZstdCompressor(level, threads=threads)
-            self._stream = compressor.stream_writer(cast(BinaryIO, self._out), closefd=False)
-
-    @property
-    def diff_id(self) -> str:
-        return f"sha256:{self._tar.hexdigest()}"
-
-    @property
-    def digest(self) -> str:
-        return self._out.digest
-
-    @property
-    def size(self) -> int:
-        return self._out.size
+            self._stream = compressor.stream_writer(cast(BinaryIO, self._blob), closefd=False)
 
     def write(self, data: bytes) -> None:
         """Add some bytes of the tar."""
@@ -206,7 +216,7 @@ class Writer:
 
     def _close(self, *, quietly: bool) -> None:
         """End the stream, and with it the threads that compress."""
-        if self._stream is self._out:
+        if self._stream is self._blob:
             return
         try:
             self._stream.close()
@@ -216,13 +226,13 @@ class Writer:
 
 
 @final
-class Reader:
+class Reader(_Layer):
     """Reads the tar in a blob, whatever its compression; a context manager.
 
     blob: is left open; it is read by another thread, which ends with the context.
     limit: how many bytes the tar may have.
 
-    size, digest: of the blob; diff_id: of the tar. All three are known once `finish` has returned.
+    Size and digests are known once `finish` has returned.
 
     Every method raises LayerError: EINVAL where the data is cut short or corrupt, EFBIG beyond the
     limit; and what the blob raises.
@@ -232,9 +242,8 @@ class Reader:
         begin = b""
         while len(begin) < MAGIC_SIZE and (more := blob.read(MAGIC_SIZE - len(begin))):
             begin += more
-        self._blob = _Hashed(blob, begin)
+        super().__init__(blob, begin)
         self._limit = limit
-        self._tar = hashlib.sha256()
         self._tar_size = 0
         self._stream: Any = self._blob
         compression = compression_of(begin)
@@ -254,18 +263,6 @@ class Reader:
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)
         self._thread = threading.Thread(target=self._decompress, daemon=True)
         self._thread.start()
-
-    @property
-    def diff_id(self) -> str:
-        return f"sha256:{self._tar.hexdigest()}"
-
-    @property
-    def digest(self) -> str:
-        return self._blob.digest
-
-    @property
-    def size(self) -> int:
-        return self._blob.size
 
     def _decompress(self) -> None:
         try:
