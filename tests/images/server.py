@@ -10,11 +10,13 @@ Cost: 30 ms a registry.
 import base64
 import http.client
 import json
+import os
 import re
 import secrets
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,13 +26,18 @@ from typing import Any, final
 from urllib.parse import parse_qs, urlsplit
 
 USER, PASSWORD = "tester", "pass:word"
+SERVICE, ISSUER = "the registry", "the token server"
+_LOGIN = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 _CHUNK = 1 << 16
 
 
 @contextmanager
-def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterator[str]:
+def registry(
+    folder: Path, *, login: bool = False, tls: bool = False, tokens: str = ""
+) -> Iterator[str]:
     """Run a registry; gives its HOST:PORT. login: it wants USER and PASSWORD. tls: by a certificate
-    of an authority that is in `folder/authority/ca.crt`."""
+    of an authority that is in `folder/authority/ca.crt`. tokens: the page of a `TokenServer`, with
+    the same folder, for whose tokens it asks."""
     folder.mkdir(exist_ok=True)
     config: dict[str, Any] = {
         "version": "0.1",
@@ -42,13 +49,24 @@ def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterato
         made = _printed("htpasswd", "-Bbn", USER, PASSWORD)
         (folder / "htpasswd").write_text(made)
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
+    if tokens:
+        config["auth"] = {
+            "token": {
+                "realm": tokens,
+                "service": SERVICE,
+                "issuer": ISSUER,
+                "rootcertbundle": str(folder / "authority/ca.crt"),
+            }
+        }
     if tls:
         certificate, key = _certificate(folder)
         config["http"]["tls"] = {"certificate": str(certificate), "key": str(key)}
     (folder / "config.yml").write_text(json.dumps(config))  # YAML is JSON, and more
     command = ("docker-registry", "serve", str(folder / "config.yml"))
+    # it takes REGISTRY_AUTH_FILE, which tells clients of logins, for a setting of its own
+    env = {name: text for name, text in os.environ.items() if not name.startswith("REGISTRY_")}
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stderr
@@ -58,12 +76,14 @@ def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterato
 
 
 def _port(log: Any) -> str:
+    said = []
     for line in log:
+        said.append(line)
         if found := re.search(r"listening on 127\.0\.0\.1:(\d+)", line):
             # nobody reads on: whatever the registry logs must not fill the pipe and stop it
             threading.Thread(target=log.read, daemon=True).start()
             return found[1]
-    raise AssertionError("the registry did not start")
+    raise AssertionError(f"the registry did not start: {''.join(said)}")
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
@@ -79,6 +99,85 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
 
 def _printed(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@final
+class TokenServer:
+    """Gives the tokens that a registry of the same folder believes: they are signed by the key of
+    the authority there. Who does not log in may pull, and nothing else.
+
+    scopes: what was asked for, request by request.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        certificate, self._key = _certificate(folder)
+        text = certificate.read_text()
+        self._chain = ["".join(text.split("-----")[2].split())]
+        self.scopes: list[list[str]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve; gives the page for tokens."""
+        handler = type("TokenHandler", (_TokenHandler,), {"server_of_tokens": self})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                yield f"http://localhost:{server.server_port}/token"
+            finally:
+                server.shutdown()
+                thread.join()
+
+    def token(self, scopes: list[str], *, known: bool) -> str:
+        """A JSON web token for scopes such as repository:NAME:pull,push (RFC 7519, RFC 7515)."""
+        self.scopes.append(scopes)
+        access = []
+        for scope in scopes:
+            kind, name, actions = scope.split(":")
+            allowed = [each for each in actions.split(",") if known or each == "pull"]
+            access.append({"type": kind, "name": name, "actions": allowed})
+        now = int(time.time())
+        claims = {
+            "iss": ISSUER,
+            "aud": SERVICE,
+            "sub": USER if known else "",
+            "iat": now,
+            "nbf": now - 60,
+            "exp": now + 300,
+            "jti": secrets.token_hex(),
+            "access": access,
+        }
+        head = {"typ": "JWT", "alg": "RS256", "x5c": self._chain}
+        signed = ".".join(_coded(json.dumps(part).encode()) for part in (head, claims))
+        command = ("openssl", "dgst", "-sha256", "-sign", str(self._key))
+        done = subprocess.run(command, input=signed.encode(), capture_output=True, check=True)
+        return f"{signed}.{_coded(done.stdout)}"
+
+
+def _coded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+class _TokenHandler(BaseHTTPRequestHandler):
+    server_of_tokens: TokenServer
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        given = self.headers.get("Authorization")
+        assert query["service"] == [SERVICE]
+        if given not in (None, _LOGIN):
+            self.send_error(401)
+            return
+        token = self.server_of_tokens.token(query.get("scope", []), known=given is not None)
+        body = json.dumps({"token": token, "expires_in": 300}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @final
@@ -223,8 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         if self.command == "POST":
             query = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        wanted = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        known = self.headers.get("Authorization") == wanted or query.get("refresh_token") == ["id"]
+        known = self.headers.get("Authorization") == _LOGIN or query.get("refresh_token") == ["id"]
         proxy.asked.append(query)
         if not known:
             self._answer(401, {}, b"{}")

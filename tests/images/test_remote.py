@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.conftest import MakeImage
-from tests.images.server import PASSWORD, USER, Proxy, registry
+from tests.images.server import PASSWORD, USER, Proxy, TokenServer, registry
 from tests.images.test_exchange import BASE, TOP, index_of
 from tests.tree import file
 from unionfs.images.bring import How, Moved
@@ -226,6 +226,39 @@ def test_a_login_is_found(
         (tmp_path / "auth.json").write_text(json.dumps({"auths": {host: plain}}))
         push(store, "app", at(host, "app"), access=access)
         pull(other, at(host, "app"), access=access)
+
+
+def test_a_registry_that_wants_tokens(
+    store: Store,
+    other: Store,
+    make_image: MakeImage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Docker's registry itself checks the tokens: whose they are, and what they allow."""
+    authfile = tmp_path / "auth.json"
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(authfile))
+    server = TokenServer(tmp_path / "registry")
+    with server.running() as page, registry(tmp_path / "registry", tokens=page) as host:
+        make_image(store, f"{host}/base", BASE)
+        make_image(store, f"{host}/app", BASE, TOP)
+        with pytest.raises(RegistryError, match="log in: podman login localhost"):
+            push(store, f"{host}/base", access=EAGER)
+        wrong = {"username": USER, "password": "guessed"}
+        authfile.write_text(json.dumps({"auths": {host: wrong}}))
+        with pytest.raises(RegistryError, match="the login that is kept for it may not do that"):
+            push(store, f"{host}/base", access=EAGER)
+
+        authfile.write_text(json.dumps({"auths": {host: wrong | {"password": PASSWORD}}}))
+        push(store, f"{host}/base", access=EAGER)
+        server.scopes.clear()
+        pushed = push(store, f"{host}/app", access=EAGER)
+        assert how(pushed.moved) == ["mounted", "sent", "sent"]
+        asked = {scope for scopes in server.scopes for scope in scopes}
+        assert asked == {"repository:app:pull", "repository:app:pull,push", "repository:base:pull"}
+
+        authfile.unlink()
+        pull(other, at(host, "app"), access=EAGER)
 
 
 def test_what_is_nowhere(server: Proxy, store: Store) -> None:
