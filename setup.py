@@ -47,6 +47,7 @@ setup(
             "fast.c",
             "ufs_calls.c",
             "ufs_copyup.c",
+            "ufs_fileattr.c",
             "ufs_find.c",
             "ufs_index.c",
             "ufs_listing.c",

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "ufs_calls.h"
+#include "ufs_fileattr.h"
 #include "ufs_marks.h"
 
 void ufs_name_draft(struct ufs_table *table, char draft[UFS_DRAFT_SIZE])
@@ -140,14 +141,15 @@ int ufs_build_copy(const struct ufs_table *table, const struct ufs_copy *from, u
                             : O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (copy == -1)
         return -errno;
-    if (size && from->status.st_size && !directory) {
-        source = ufs_open_beneath(from->layer, from->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
-        failed = source == -1 ? -errno : 0;
-    }
-    if (source != -1)
+    source = ufs_open_beneath(from->layer, from->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    if (source == -1)
+        failed = -errno;
+    if (!failed && !directory)
         failed = copy_data(source, copy, &from->status, size, buffer);
     if (!failed)
         failed = copy_attributes(table, from, copy, buffer);
+    if (!failed)
+        failed = ufs_copy_flags(table, source, copy);
     if (!failed && table->durable && !directory && fsync(copy))
         failed = -errno;
     if (source != -1)

@@ -17,6 +17,7 @@ enum { UFS_ORIGIN_MAX = 255 };
 #define UFS_MARK_ORIGIN "origin"
 #define UFS_MARK_WHITEOUT "whiteout"
 #define UFS_MARK_METACOPY "metacopy"
+#define UFS_MARK_PROTATTR "protattr"
 
 /* The length of a mark's value, or -1 with errno. */
 ssize_t ufs_mark(const struct ufs_table *table, int fd, const char *path, const char *mark,

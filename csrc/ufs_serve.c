@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/fuse.h>
 #include <linux/limits.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 
 #include "ufs_calls.h"
 #include "ufs_copyup.h"
+#include "ufs_fileattr.h"
 #include "ufs_listing.h"
 #include "ufs_marks.h"
 
@@ -48,6 +50,20 @@ struct ufs_backing_map {
 };
 #define UFS_BACKING_OPEN _IOW(229, 1, struct ufs_backing_map)
 #define UFS_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
+/* linux/fuse.h since Linux 6.6 */
+enum { UFS_FUSE_STATX = 52 };
+struct ufs_statx_in {
+    uint32_t getattr_flags, reserved;
+    uint64_t handle;
+    uint32_t flags, mask;
+};
+struct ufs_statx_out {
+    uint64_t valid;
+    uint32_t valid_nsec, flags;
+    uint64_t spare[2];
+    struct statx status; /* so far as struct fuse_statx goes, they are alike */
+};
 
 /* The flags that concern a layer's file; the kernel has others of its own. */
 static const int LAYER_FLAGS =
@@ -234,6 +250,23 @@ static int at_node(const struct turn *turn, struct ufs_node **node)
     return *node ? refresh(turn, *node) : -ESTALE;
 }
 
+/* 0, or -EPERM where a node has one of the flags, FS_IMMUTABLE_FL and FS_APPEND_FL. */
+static int refuse(const struct turn *turn, struct ufs_node *node, unsigned flags)
+{
+    int failed = refresh(turn, node);
+
+    return failed ? failed : ufs_guards(turn->table, node) & flags ? -EPERM : 0;
+}
+
+enum { UFS_GUARDS = FS_IMMUTABLE_FL | FS_APPEND_FL };
+
+static int refuse_removal(const struct turn *turn, struct ufs_node *parent, struct ufs_node *node)
+{
+    int failed = refuse(turn, parent, UFS_GUARDS);
+
+    return failed ? failed : refuse(turn, node, UFS_GUARDS);
+}
+
 /* Names. */
 
 static int on_lookup(struct turn *turn)
@@ -289,6 +322,63 @@ static int on_getattr(struct turn *turn)
     int failed = at_node(turn, &node);
 
     return failed ? failed : told_attributes(turn, node);
+}
+
+/* When the file that answers for a node was made, where its filesystem tells. */
+static void add_birth(const struct turn *turn, const struct ufs_node *node, struct statx *status)
+{
+    char buffer[UFS_PATH_SIZE], *path = "";
+    int fd = node->open ? node->open->first : -1;
+    struct statx found;
+
+    if (!ufs_is_removed(node))
+        path = ufs_locate(turn->table, node, &fd, buffer);
+    if (!path || statx(fd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &found)
+        || !(found.stx_mask & STATX_BTIME))
+        return;
+    status->stx_btime = found.stx_btime;
+    status->stx_mask |= STATX_BTIME;
+}
+
+static struct statx_timestamp timestamp(uint64_t seconds, uint32_t nanoseconds)
+{
+    return (struct statx_timestamp){ .tv_sec = (int64_t)seconds, .tv_nsec = nanoseconds };
+}
+
+/* As getattr, for those who ask when a file was made. */
+static int on_statx(struct turn *turn)
+{
+    struct ufs_statx_out *out = room(turn, sizeof *out);
+    struct fuse_attr attr;
+    struct ufs_node *node;
+    struct stat status;
+    int failed = at_node(turn, &node);
+
+    if (!failed)
+        failed = read_status(turn, node, &status);
+    if (failed)
+        return failed;
+    fill_attributes(node, &status, &attr);
+    out->valid = turn->session->seconds;
+    out->valid_nsec = turn->session->nanoseconds;
+    out->status = (struct statx){
+        .stx_mask = STATX_BASIC_STATS,
+        .stx_blksize = attr.blksize,
+        .stx_nlink = attr.nlink,
+        .stx_uid = attr.uid,
+        .stx_gid = attr.gid,
+        .stx_mode = (uint16_t)attr.mode,
+        .stx_ino = attr.ino,
+        .stx_size = attr.size,
+        .stx_blocks = attr.blocks,
+        .stx_atime = timestamp(attr.atime, attr.atimensec),
+        .stx_mtime = timestamp(attr.mtime, attr.mtimensec),
+        .stx_ctime = timestamp(attr.ctime, attr.ctimensec),
+        .stx_rdev_major = major(status.st_rdev),
+        .stx_rdev_minor = minor(status.st_rdev),
+    };
+    add_birth(turn, node, &out->status);
+    return 0;
 }
 
 static int on_readlink(struct turn *turn)
@@ -417,9 +507,9 @@ static int new_parent(struct turn *turn, struct ufs_node **parent)
 {
     int failed = at_node(turn, parent);
 
-    if (failed)
-        return failed;
-    return ufs_is_removed(*parent) ? -ENOENT : copy_up(turn, *parent, 0);
+    if (!failed)
+        failed = ufs_is_removed(*parent) ? -ENOENT : refuse(turn, *parent, FS_IMMUTABLE_FL);
+    return failed ? failed : copy_up(turn, *parent, 0);
 }
 
 /* Where a new file is made: at its name or, over a whiteout, first in work. */
@@ -538,7 +628,7 @@ static struct ufs_node *new_upper_node(struct ufs_table *table, const struct sta
 
     if (!node)
         return NULL;
-    node->flags = UFS_UPPER;
+    node->flags = UFS_UPPER | UFS_GUARDS_KNOWN;
     node->device = status->st_dev;
     node->inode = status->st_ino;
     if (ufs_number(table, status->st_dev, status->st_ino, &node->number))
@@ -770,6 +860,16 @@ static int descriptor(const struct turn *turn, uint64_t handle)
     return fd;
 }
 
+/* Whether a file may not be opened so: 0 or -EPERM. */
+static int refuse_opening(const struct turn *turn, struct ufs_node *node, uint32_t flags)
+{
+    bool writes = (flags & O_ACCMODE) != O_RDONLY, appends = flags & O_APPEND && !(flags & O_TRUNC);
+
+    if (node->type != DT_REG || !(writes || flags & O_TRUNC))
+        return 0;
+    return refuse(turn, node, writes && appends ? FS_IMMUTABLE_FL : UFS_GUARDS);
+}
+
 static int on_open(struct turn *turn)
 {
     const struct fuse_open_in *in = turn->argument;
@@ -779,6 +879,8 @@ static int on_open(struct turn *turn)
     bool lower;
 
     failed = at_node(turn, &node);
+    if (!failed)
+        failed = refuse_opening(turn, node, in->flags);
     if (failed)
         return failed;
     lower = !(node->flags & UFS_UPPER);
@@ -884,7 +986,9 @@ static int on_link(struct turn *turn)
     if (!node || !ufs_is_removed(node) || !node->open
         || turn->table->files[node->open->first].lower)
         return UFS_FORWARD;
-    failed = plan_making(turn, name, &making);
+    failed = refuse(turn, node, UFS_GUARDS);
+    if (!failed)
+        failed = plan_making(turn, name, &making);
     if (failed)
         return failed;
     snprintf(source, sizeof source, "/proc/self/fd/%d", node->open->first);
@@ -1119,6 +1223,20 @@ static int set_size(struct turn *turn, const struct fuse_setattr_in *in, int lay
     return failed;
 }
 
+/* The flags of a file that is not to be changed so. When an append-only file was written through its
+ * writeback cache, the kernel sets its times. */
+static unsigned refused(const struct ufs_session *session, const struct fuse_setattr_in *in)
+{
+    bool touched = in->valid & FATTR_ATIME_NOW && (in->valid & FATTR_MTIME_NOW || session->writeback);
+    bool appended = session->writeback && !(in->valid & FATTR_ATIME);
+
+    if (in->valid & (FATTR_MODE | FATTR_UID | FATTR_GID))
+        return UFS_GUARDS;
+    if (in->valid & FATTR_SIZE)
+        return in->valid & FATTR_FH ? FS_APPEND_FL : UFS_GUARDS; /* FH: who was let open it */
+    return touched || appended ? FS_IMMUTABLE_FL : UFS_GUARDS;
+}
+
 static int on_setattr(struct turn *turn)
 {
     const struct fuse_setattr_in *in = turn->argument;
@@ -1133,7 +1251,9 @@ static int on_setattr(struct turn *turn)
         return told_attributes(turn, node); /* a change time alone, which the layer keeps */
     if (ufs_is_removed(node))
         return UFS_FORWARD;
-    failed = copy_up(turn, node, in->valid & FATTR_SIZE ? in->size : UINT64_MAX);
+    failed = refuse(turn, node, refused(turn->session, in));
+    if (!failed)
+        failed = copy_up(turn, node, in->valid & FATTR_SIZE ? in->size : UINT64_MAX);
     if (failed)
         return failed;
     path = ufs_locate(turn->table, node, &fd, buffer);
@@ -1222,6 +1342,46 @@ static int on_listxattr(struct turn *turn)
     return 0;
 }
 
+/* What chattr(1) and lsattr(1) ask for. */
+static int on_ioctl(struct turn *turn)
+{
+    const struct fuse_ioctl_in *in = turn->argument;
+    const struct ufs_asked *asked = &turn->session->asked;
+    char buffer[UFS_PATH_SIZE], *path;
+    struct ufs_node *node;
+    int layer, fd, failed;
+
+    if (!ufs_is_fileattr(in->cmd))
+        return -ENOTTY; /* as isatty(3) wants it */
+    failed = at_node(turn, &node);
+    if (!failed && ufs_sets_fileattr(in->cmd) && !ufs_is_removed(node)) {
+        failed = copy_up(turn, node, UINT64_MAX);
+        if (failed == UFS_FORWARD)
+            failed = asked->copy_up(asked->context, node->id);
+        turn->invalid = node->id; /* its change time */
+    }
+    if (failed)
+        return failed;
+    if (node->type != DT_REG && node->type != DT_DIR)
+        return -ENOTTY;
+    if (ufs_is_removed(node)) {
+        fd = node->open && node->open->first != -1 ? dup(node->open->first) : -1;
+    } else {
+        path = ufs_locate(turn->table, node, &layer, buffer);
+        fd = path ? ufs_open_beneath(layer, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0) : -1;
+    }
+    if (fd == -1)
+        return -errno;
+    room(turn, sizeof(struct fuse_ioctl_out));
+    failed = ufs_fileattr(turn->table, node, fd, in->cmd, in + 1, in->in_size,
+                          turn->reply + turn->length);
+    close(fd);
+    if (failed < 0)
+        return failed;
+    turn->length += (size_t)failed;
+    return 0;
+}
+
 /* Names removed and moved. */
 
 /* A node of upper alone at a name of a directory of upper: 0, or what to return. status: its. */
@@ -1302,12 +1462,16 @@ static int remove_name(struct turn *turn, bool directory)
     if (!failed && !directory && !ufs_is_removed(parent)) {
         node = ufs_child(turn->table, parent, name);
         if (node && !(node->flags & (UFS_UPPER | UFS_BUSY | UFS_STALE)) && node->type != DT_DIR) {
-            failed = copy_up(turn, parent, 0);
+            failed = refuse_removal(turn, parent, node);
+            if (!failed)
+                failed = copy_up(turn, parent, 0);
             return failed ? failed : cover(turn, parent, node, name);
         }
     }
     if (!failed)
         failed = plain(turn, parent, name, &node, buffer, &path, &status);
+    if (!failed)
+        failed = refuse_removal(turn, parent, node);
     if (failed)
         return failed;
     below = ufs_exists_below(turn->table, parent, name);
@@ -1338,6 +1502,22 @@ static int on_unlink(struct turn *turn)
 static int on_rmdir(struct turn *turn)
 {
     return remove_name(turn, true);
+}
+
+/* Whether the flags of files, or of what they lie in, forbid a rename: 0, or what to return. */
+static int refuse_rename(const struct turn *turn, struct ufs_node *old_parent,
+                         const char *old_name, struct ufs_node *new_parent, const char *new_name)
+{
+    struct ufs_node *old = ufs_child(turn->table, old_parent, old_name);
+    struct ufs_node *new = ufs_child(turn->table, new_parent, new_name);
+    int failed;
+
+    if (!old)
+        return UFS_FORWARD;
+    failed = refuse_removal(turn, old_parent, old);
+    if (failed)
+        return failed;
+    return new ? refuse_removal(turn, new_parent, new) : refuse(turn, new_parent, FS_IMMUTABLE_FL);
 }
 
 /* Before a rename: make upper hold a file of that name, and the directory that it goes to. 0, or what
@@ -1427,7 +1607,9 @@ static int rename_plain(struct turn *turn, uint64_t new_parent_id, uint32_t flag
         return -ESTALE;
     if (flags & ~(uint32_t)RENAME_NOREPLACE || is_for_python(new_name) || ufs_is_removed(new_parent))
         return UFS_FORWARD;
-    failed = prepare_rename(turn, old_parent, old_name, new_parent);
+    failed = refuse_rename(turn, old_parent, old_name, new_parent, new_name);
+    if (!failed)
+        failed = prepare_rename(turn, old_parent, old_name, new_parent);
     if (!failed)
         failed = plain(turn, old_parent, old_name, &old, old_buffer, &old_path, &status);
     if (failed)
@@ -1746,6 +1928,7 @@ static const struct handler handlers[] = {
     [FUSE_FSYNCDIR] = { on_fsyncdir, 0, 0, false, false },
     [FUSE_CREATE] = { on_create, sizeof(struct fuse_create_in), 1, true, true },
     [FUSE_INTERRUPT] = { on_interrupt, 0, 0, false, false },
+    [FUSE_IOCTL] = { on_ioctl, sizeof(struct fuse_ioctl_in), 0, true, false },
     [FUSE_BATCH_FORGET] = { on_batch_forget, sizeof(struct fuse_batch_forget_in), 0, true, false },
     [FUSE_FALLOCATE] = { on_fallocate, sizeof(struct fuse_fallocate_in), 0, false, false },
     [FUSE_READDIRPLUS] = { on_readdirplus, sizeof(struct fuse_read_in), 0, true, false },
@@ -1753,6 +1936,7 @@ static const struct handler handlers[] = {
     [FUSE_LSEEK] = { on_lseek, sizeof(struct fuse_lseek_in), 0, false, false },
     [FUSE_COPY_FILE_RANGE] = { on_copy_file_range, sizeof(struct fuse_copy_file_range_in), 0,
                                false, false },
+    [UFS_FUSE_STATX] = { on_statx, sizeof(struct ufs_statx_in), 0, true, false },
 };
 
 static const struct handler *handler_of(const struct fuse_in_header *in)
@@ -1780,6 +1964,8 @@ static bool is_whole(const struct handler *handler, const struct fuse_in_header 
     }
     if (in->opcode == FUSE_WRITE)
         return ((const struct fuse_write_in *)(in + 1))->size <= (size_t)(end - at);
+    if (in->opcode == FUSE_IOCTL)
+        return ((const struct fuse_ioctl_in *)(in + 1))->in_size <= (size_t)(end - at);
     if (in->opcode == FUSE_BATCH_FORGET)
         return ((const struct fuse_batch_forget_in *)(in + 1))->count
                <= (size_t)(end - at) / sizeof(struct fuse_forget_one);

@@ -27,6 +27,9 @@ enum {
     UFS_AUFS = 1 << 8,        /* its directory in upper holds AUFS' whiteouts */
     UFS_GIVEN = 1 << 9,       /* the kernel was given all its data once */
     UFS_COPYING = 1 << 10,    /* being copied up without the lock: its names stay as they are */
+    UFS_GUARDS_KNOWN = 1 << 11, /* UFS_IMMUTABLE and UFS_APPEND are right */
+    UFS_IMMUTABLE = 1 << 12,
+    UFS_APPEND = 1 << 13,     /* append-only */
     UFS_BUSY = UFS_PINNED | UFS_COPYING,
 };
 

@@ -26,7 +26,7 @@ from typing import Final, NoReturn, final
 import pyfuse3
 
 from fuse_mount.inodes import ROOT_ID, File, Inode, Inodes
-from unionfs import markers, resolve
+from unionfs import markers, resolve, system
 from unionfs.place import Place
 from unionfs.resolve import Node
 from unionfs.stack import LayerStack
@@ -45,9 +45,7 @@ _Facts = tuple[int, int, int, int, tuple[tuple[int, str], ...], bytes | None]
 
 _DIRECTORIES_MAX: Final = 64
 """How many directories that requests used last stay nodes, for what the library knows of those."""
-_SYS_ADMIN: Final = 1 << 21
-_INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
-"""The inode of /proc/self/ns/user there (linux/proc_ns.h, PROC_USER_INIT_INO)."""
+_SYS_ADMIN: Final = 21
 
 
 def serves(stack: LayerStack) -> bool:
@@ -75,11 +73,7 @@ def may_pass_through() -> bool:
 
     Asks for CAP_SYS_ADMIN in the first user namespace (fs/fuse/passthrough.c).
     """
-    if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
-        return False
-    with open("/proc/self/status", encoding="ascii") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    return bool(int(fields["CapEff"], 16) & _SYS_ADMIN)
+    return system.capable(_SYS_ADMIN)
 
 
 @final

@@ -36,7 +36,7 @@ from pyfuse3 import (
 
 from fuse_mount import accelerate, owners
 from fuse_mount.inodes import File, Inode, Inodes
-from unionfs import changes, copyup, index, markers, merge, resolve, system, xattrs
+from unionfs import changes, copyup, fileattr, index, markers, merge, resolve, system, xattrs
 from unionfs.stack import LayerStack
 
 if TYPE_CHECKING:
@@ -427,6 +427,9 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         linked = self.inodes[inode]
+        copyup.writable(self._stack)
+        fileattr.refuse(self._stack, self.inodes[new_parent_inode].node, fileattr.IMMUTABLE)
+        fileattr.refuse(self._stack, linked.node)
         await self._copy_up(linked, data=False)
         parent, name = self._new(new_parent_inode, new_name)
         with self._following(parent):
@@ -493,11 +496,18 @@ class Operations(pyfuse3.Operations):
         if flags & ~(system.RENAME_EXCHANGE | system.RENAME_NOREPLACE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         exchange = bool(flags & system.RENAME_EXCHANGE)
+        copyup.writable(self._stack)
+        old_parent, _, old = self._existing(parent_inode_old, name_old)
+        new_parent, new_name = self.inodes[parent_inode_new], os.fsdecode(name_new)
+        new = self.find(new_parent, new_name)
+        changes.refuse_rename(
+            self._stack, old_parent.node, old.node, new_parent.node, new.node if new else None
+        )
         await self._copy_up_data(parent_inode_old, name_old)
         if exchange:
             await self._copy_up_data(parent_inode_new, name_new)
         old_parent, old_name, old = self._existing(parent_inode_old, name_old)
-        new_parent, new_name = self.inodes[parent_inode_new], os.fsdecode(name_new)
+        new_parent = self.inodes[parent_inode_new]
         new = self.find(new_parent, new_name)
         if flags & system.RENAME_NOREPLACE and new is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -552,12 +562,25 @@ class Operations(pyfuse3.Operations):
         copyup.writable(self._stack)
         size = attr.st_size if fields.update_size else None
         if not self._is_removed(changed):
+            fileattr.refuse(self._stack, changed.node, self._refused(fields, fh))
             await self._copy_up(changed, size, data=size is not None)
             self.inodes.hand_back()
             self._set(changed, attr, fields)
         else:
             self._set_open(self._file_of(changed, fh), attr, fields)
         return self._attributes(changed)
+
+    def _refused(self, fields: SetattrFields, fh: int | None) -> int:
+        """The flags of a file that is not to be changed so.
+
+        When an append-only file was written through its writeback cache, the kernel sets its times.
+        """
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            return fileattr.GUARDS
+        if fields.update_size:  # fh: by one who was let open it
+            return fileattr.GUARDS if fh is None else fileattr.APPEND
+        appended = self.enable_writeback_cache and not fields.update_atime
+        return fileattr.IMMUTABLE if appended else fileattr.GUARDS
 
     @staticmethod
     def _is_removed(inode: Inode) -> bool:
@@ -648,6 +671,8 @@ class Operations(pyfuse3.Operations):
         if fd is not None:
             system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
             return
+        copyup.writable(self._stack)
+        fileattr.refuse(self._stack, changed.node)
         await self._copy_up(changed, data=False)
         xattrs.set(self._stack, changed.node, text, value)
 
@@ -683,7 +708,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        opened = self.inodes[inode]
+        opened, asked = self.inodes[inode], flags
         flags = self._layer_flags(flags)
         if self._is_removed(opened):
             # By an open file, as /proc/PID/fd leads to it.
@@ -691,6 +716,8 @@ class Operations(pyfuse3.Operations):
             return self._keep(opened, os.open(f"/proc/self/fd/{file.fd}", flags), flags)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             copyup.writable(self._stack)
+            if opened.node.kind == stat.S_IFREG:
+                fileattr.refuse_opening(self._stack, opened.node, asked)
             await self._copy_up(opened, 0 if flags & os.O_TRUNC else None)
             self.inodes.hand_back()
         fd = self._opened(opened, flags)

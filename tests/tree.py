@@ -7,11 +7,13 @@ fails to keep shows up. Cost: a handful of system calls a file.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import socket
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -31,7 +33,8 @@ class Node:
 
     mode: file type and permission bits. data: a regular file's bytes, by offset (gaps are
     holes). size: a regular file's size in bytes where data ends earlier. target: a symlink's
-    text, or the path that a hard link names. rdev: a device's number.
+    text, or the path that a hard link names. rdev: a device's number. flags: as `set_flags` has
+    them.
     """
 
     mode: int
@@ -42,6 +45,7 @@ class Node:
     uid: int = 0
     gid: int = 0
     xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    flags: int = 0
 
 
 Tree = Mapping[str, Node]
@@ -125,6 +129,47 @@ def build(root: str, tree: Tree) -> None:
     for path, node in tree.items():
         _make(root, f"{root}/{path}" if path != "." else root, node)
     _age(root)
+    for path, node in sorted(tree.items(), reverse=True):
+        if node.flags:
+            set_flags(f"{root}/{path}", node.flags)
+
+
+# linux/fs.h, for 64 bits: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, and flags that overlayfs knows.
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME = 0x08, 0x10, 0x20, 0x40, 0x80
+_FLAGS = SYNC | IMMUTABLE | APPEND | NODUMP | NOATIME
+
+
+def get_flags(path: str) -> int:
+    """Those of a file or directory that a test may set (chattr(1))."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return flags_shown(int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(4)), sys.byteorder))
+    finally:
+        os.close(fd)
+
+
+def flags_shown(flags: int) -> int:
+    """The flags that a test may set, of all: the others are the filesystem's own."""
+    return flags & _FLAGS
+
+
+def set_flags(path: str, flags: int) -> None:
+    """Set those; the file keeps the others."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        now = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(4)), sys.byteorder)
+        fcntl.ioctl(fd, _SETFLAGS, (now & ~_FLAGS | flags).to_bytes(4, sys.byteorder))
+    finally:
+        os.close(fd)
+
+
+def unguarded(folder: str) -> None:
+    """Let all in a folder be removed."""
+    for top, _, files in os.walk(folder):
+        for path in (top, *(f"{top}/{name}" for name in files)):
+            if stat.S_IFMT(os.lstat(path).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                set_flags(path, 0)
 
 
 def _make(root: str, path: str, node: Node) -> None:

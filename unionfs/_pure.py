@@ -37,10 +37,19 @@ _OPENAT2_ATTEMPTS: Final = 16
 
 _CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
+_INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD  # linux/proc_ns.h, PROC_USER_INIT_INO
 _PR_SET_SECUREBITS: Final = 28
 _NO_SETUID_FIXUP: Final = 1 << 2
 _FICLONE: Final = 0x40049409  # linux/fs.h
 _FS_IOC_GETFSUUID: Final = 0x80111500
+# _IOR('f', 1, long), _IOW('f', 2, long); what is read and written is an int all the same
+_LONG: Final = struct.calcsize("l")
+_FS_IOC_GETFLAGS: Final = 0x80006601 | _LONG << 16
+_FS_IOC_SETFLAGS: Final = 0x40006602 | _LONG << 16
+_FLAGS: Final = struct.Struct("=I")
+_STATX_SIZE: Final = 256
+_STATX_ATTRIBUTES: Final = struct.Struct("=8xQ")
+_STATX_GUARDS: Final = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
 _CANNOT_CLONE: Final = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _CANNOT_COPY_RANGE: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _COPY_CHUNK: Final = 1 << 20
@@ -49,6 +58,7 @@ _SYNC_FILE_RANGE_WRITE: Final = 2
 
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
@@ -321,6 +331,25 @@ def _lstat(dir_fd: int, path: str) -> os.stat_result:
         raise _error(error.errno or 0, path) from None
 
 
+def guards(dir_fd: int, path: str) -> int:
+    """Of a file's flags immutable (0x10) and append-only (0x20), as `get_flags` has them too."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call("statx", dir_fd, _encoded(path), _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, 0, buffer)
+    attributes: int = _STATX_ATTRIBUTES.unpack_from(buffer)[0]
+    return attributes & _STATX_GUARDS
+
+
+def get_flags(fd: int) -> int:
+    """The flags of a file or directory, FS_…_FL; ENOTTY or EOPNOTSUPP where it can have none."""
+    flags: int = _FLAGS.unpack(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))[0]
+    return flags
+
+
+def set_flags(fd: int, flags: int) -> None:
+    """Set all of them; EPERM, EOPNOTSUPP."""
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, _FLAGS.pack(flags))
+
+
 def inode_and_change(dir_fd: int, path: str, /) -> tuple[int, int] | None:
     """st_ino and st_ctime in nanoseconds; None where the path leads to nothing."""
     try:
@@ -486,6 +515,15 @@ def filesystem_uuid(root_fd: int) -> bytes | None:
 def sync_filesystem(fd: int) -> None:
     """Have all that was written to the filesystem of fd outlive a loss of power, as syncfs(2)."""
     _call("syncfs", fd)
+
+
+def capable(capability: int) -> bool:
+    """Whether this process has a capability, by its number, in the first user namespace."""
+    if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
+        return False
+    with open("/proc/self/status", encoding="ascii") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return bool(int(fields["CapEff"], 16) >> capability & 1)
 
 
 def keep_capabilities() -> bool:

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from unionfs import index, markers, merge, system
+from unionfs import fileattr, index, markers, merge, system
 from unionfs.copyup import Name, copy_attributes, copy_up, mark_impure, writable
 from unionfs.inodes import file_id
 from unionfs.place import Place, join, lstat, lstat_or_none
@@ -25,6 +25,7 @@ from unionfs.resolve import Node, exists_below, lookup, top
 from unionfs.stack import LayerStack
 
 _DEFAULT_ACL = "system.posix_acl_default"
+_LINUX_IMMUTABLE = 9
 
 Creator = AbstractContextManager[None]
 """Entered while a new file is made: who owns it, and the umask, are then the thread's own."""
@@ -97,6 +98,8 @@ def link(stack: LayerStack, node: Node, parent: Node, name: str) -> None:
     """Give a file, which is no directory, one name more."""
     writable(stack)
     _check_name(name)
+    fileattr.refuse(stack, parent, fileattr.IMMUTABLE)
+    fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     _copy_up_directory(stack, parent)
     if node.origin:
@@ -125,11 +128,13 @@ def _create(
 ) -> Node:
     upper = writable(stack)
     _check_name(name)
+    fileattr.refuse(stack, parent, fileattr.IMMUTABLE)
     _copy_up_directory(stack, parent)
     _make(stack, parent, name, make, creator or nullcontext())
     place = Place(upper, join(parent.path, name))
     status = place.status()
     node = Node([(parent, name)], stat.S_IFMT(status.st_mode), file_id(status), upper=True)
+    node.guard = 0
     if node.is_dir:
         opaque = markers.of_directory(stack.prefix, upper.fd, place.path).opaque
         if not opaque and parent.is_merged:
@@ -205,6 +210,7 @@ def _set_opaque(stack: LayerStack, path: str) -> None:
 
 def unlink(stack: LayerStack, parent: Node, name: str, node: Node) -> None:
     """Remove a name of a file, which is no directory."""
+    fileattr.refuse_removal(stack, parent, node)
     _remove(stack, parent, name, node)
 
 
@@ -213,6 +219,7 @@ def rmdir(stack: LayerStack, parent: Node, name: str, node: Node) -> None:
 
     Raises OSError ENOTEMPTY where the union shows anything in it.
     """
+    fileattr.refuse_removal(stack, parent, node)
     _check_empty(stack, node)
     _remove(stack, parent, name, node)
 
@@ -300,6 +307,7 @@ def rename(
     upper = writable(stack)
     exchange = bool(flags & system.RENAME_EXCHANGE)
     _check_name(new_name)
+    refuse_rename(stack, old_parent, old, new_parent, new)
     if new is not None and _same_file(stack, old, new):
         return
     _make_movable(stack, old)
@@ -334,6 +342,17 @@ def rename(
         new.names.remove((new_parent, new_name))
         if exchange:
             new.names.append((old_parent, old_name))
+
+
+def refuse_rename(
+    stack: LayerStack, old_parent: Node, old: Node, new_parent: Node, new: Node | None
+) -> None:
+    """Raise PermissionError where flags of the files, or of what they lie in, forbid a rename."""
+    fileattr.refuse_removal(stack, old_parent, old)
+    if new is None:
+        fileattr.refuse(stack, new_parent, fileattr.IMMUTABLE)
+    else:
+        fileattr.refuse_removal(stack, new_parent, new)
 
 
 def _comes_from_below(node: Node) -> bool:
@@ -484,6 +503,7 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     writable(stack)
     if node.kind == stat.S_IFLNK:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.path)
+    fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     place = top(stack, node)
     os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
@@ -492,13 +512,17 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     """Set owner and group; -1 keeps one."""
     writable(stack)
+    fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     place = top(stack, node)
     os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
 
 
 def utime(stack: LayerStack, node: Node, ns: tuple[int, int] | None) -> None:
-    """Set access and modification time, in nanoseconds; None is now."""
+    """Set access and modification time, in nanoseconds; None is now.
+
+    The caller has asked `fileattr` whether it may: not each change of times is a program's.
+    """
     writable(stack)
     copy_up(stack, node, data=False)
     place = top(stack, node)
@@ -520,6 +544,7 @@ def truncate(stack: LayerStack, node: Node, length: int) -> None:
     if node.kind != stat.S_IFREG:
         number = errno.EISDIR if node.is_dir else errno.EINVAL
         raise OSError(number, os.strerror(number), node.path)
+    fileattr.refuse(stack, node)
     copy_up(stack, node, length)
     place = top(stack, node)
     fd = system.open_beneath(place.layer.fd, place.path, os.O_WRONLY | os.O_NONBLOCK)
@@ -527,3 +552,17 @@ def truncate(stack: LayerStack, node: Node, length: int) -> None:
         os.truncate(fd, length)
     finally:
         os.close(fd)
+
+
+def set_flags(stack: LayerStack, node: Node, flags: int) -> None:
+    """Set the flags of a file or directory, FS_…_FL of linux/fs.h.
+
+    Raises OSError: ENOTTY for what has none; EPERM without CAP_LINUX_IMMUTABLE for the flags
+    immutable and append-only; EOPNOTSUPP.
+    """
+    writable(stack)
+    changed = fileattr.get(stack, node) ^ flags
+    if changed & fileattr.GUARDS and not system.capable(_LINUX_IMMUTABLE):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), node.path)
+    copy_up(stack, node, data=False)
+    fileattr.put(stack, node, flags)

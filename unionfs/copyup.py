@@ -16,7 +16,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs import index, markers, resolve, system
+from unionfs import fileattr, index, markers, resolve, system
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node, top
@@ -119,6 +119,8 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
         else:
             os.mknod(draft, kind | 0o600, status.st_rdev, dir_fd=workdir.fd)
         copy_attributes(stack.prefix, source, status, workdir.fd, draft)
+        if fileattr.has_flags(node):
+            fileattr.copy(stack.prefix, source, workdir.fd, draft)
         indexed = index.name_of(stack, source.layer.fd, source.path, status) is not None
         if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
             mark = stack.numbers.handle_mark(source.layer.fd, source.path)

@@ -38,6 +38,7 @@ WHITEOUT: Final = "whiteout"
 METACOPY: Final = "metacopy"
 NLINK: Final = "nlink"
 UPPER: Final = "upper"
+PROTATTR: Final = "protattr"
 
 YES: Final = b"y"
 XWHITEOUTS: Final = b"x"

@@ -48,12 +48,14 @@ class Node:
         data itself. With it, `lower` has the file that is copied or would be.
     index: the name in the index that its copy has or will have, for it has several names below;
         where upper is true it answers there, and upper need not hold each of its names.
+    guard: which of the flags immutable and append-only it has; None where not read yet.
     """
 
     __slots__ = (
         "__weakref__",
         "data",
         "file",
+        "guard",
         "impure",
         "index",
         "is_root",
@@ -91,6 +93,7 @@ class Node:
         self.origin = origin
         self.index = index
         self.data = data
+        self.guard: int | None = None
 
     @property
     def is_dir(self) -> bool:

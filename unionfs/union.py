@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, final
 
-from unionfs import changes, copyup, merge, resolve, system, xattrs
+from unionfs import changes, copyup, fileattr, merge, resolve, system, xattrs
 from unionfs.explain import Explanation, explain
 from unionfs.nodes import Nodes
 from unionfs.resolve import Node, walk
@@ -250,6 +250,7 @@ class UnionFS:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if writes and node.kind == stat.S_IFREG:
             copyup.writable(self.stack)
+            fileattr.refuse_opening(self.stack, node, flags)
             copyup.copy_up(self.stack, node, 0 if flags & os.O_TRUNC else None)
         return self._opened(node, flags & ~os.O_CREAT)
 
@@ -280,6 +281,7 @@ class UnionFS:
         if not directory.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory.path)
         upper = copyup.writable(self.stack)
+        fileattr.refuse(self.stack, directory, fileattr.IMMUTABLE)
         copyup.copy_up(self.stack, directory)
         return system.open_beneath(upper.fd, directory.path, flags, mode)
 
@@ -506,7 +508,20 @@ class UnionFS:
         """As os.utime."""
         if times is not None:
             ns = (round(times[0] * 10**9), round(times[1] * 10**9))
-        changes.utime(self.stack, self._node(path, follow=follow_symlinks), ns)
+        node = self._node(path, follow=follow_symlinks)
+        copyup.writable(self.stack)
+        fileattr.refuse(self.stack, node, fileattr.IMMUTABLE if ns is None else fileattr.GUARDS)
+        changes.utime(self.stack, node, ns)
+
+    @_operation
+    def getflags(self, path: str) -> int:
+        """The flags of a file or directory, as lsattr(1) shows them: FS_…_FL of linux/fs.h."""
+        return fileattr.get(self.stack, self._node(path))
+
+    @_operation
+    def setflags(self, path: str, flags: int) -> None:
+        """Set all of them, as chattr(1) does; immutable and append-only ask for a capability."""
+        changes.set_flags(self.stack, self._node(path), flags)
 
     @_operation
     def getxattr(self, path: str, name: str, *, follow_symlinks: bool = True) -> bytes:

@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs import markers, system
+from unionfs import fileattr, markers, system
 from unionfs.copyup import copy_up, is_in_upper, writable
 from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
@@ -48,6 +48,7 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     Raises OSError: EROFS, EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, …
     """
     writable(stack)
+    fileattr.refuse(stack, node)
     _check_kind(node, name)
     copy_up(stack, node, data=False)
     place = top(stack, node)
@@ -61,6 +62,7 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up.
     """
     writable(stack)
+    fileattr.refuse(stack, node)
     _check_kind(node, name)
     if not is_in_upper(stack, node, data=False):
         get(stack, node, name)

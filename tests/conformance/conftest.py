@@ -14,6 +14,7 @@ from tests.conformance.doors import DOORS
 from tests.conformance.observe import Observations, observe
 from tests.conformance.play import Scenario
 from tests.mounts import private
+from tests.tree import unguarded
 
 _passed: Counter[str] = Counter()
 
@@ -34,6 +35,7 @@ def ground() -> Iterator[Path]:
         yield folder
     finally:
         os.umask(mask)
+        unguarded(str(folder))
         shutil.rmtree(folder)
 
 

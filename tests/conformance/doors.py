@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast, final
 
-from tests.tree import Snapshot, View, snapshot
+from tests.tree import Snapshot, View, get_flags, set_flags, snapshot
 from unionfs.options import parse
 
 LOWERS = 3
@@ -56,6 +56,8 @@ class Door(View, Protocol):
         follow_symlinks: bool = True,
     ) -> None: ...
     def statvfs(self, path: str = "/") -> os.statvfs_result: ...
+    def getflags(self, path: str) -> int: ...
+    def setflags(self, path: str, flags: int) -> None: ...
     def setxattr(
         self, path: str, name: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
     ) -> None: ...
@@ -184,6 +186,12 @@ class Folder:
 
     def statvfs(self, path: str = "/") -> os.statvfs_result:
         return os.statvfs(self._at(path))
+
+    def getflags(self, path: str) -> int:
+        return get_flags(self._at(path))
+
+    def setflags(self, path: str, flags: int) -> None:
+        set_flags(self._at(path), flags)
 
     def getxattr(self, path: str, name: str, *, follow_symlinks: bool = True) -> bytes:
         return os.getxattr(self._at(path), name, follow_symlinks=follow_symlinks)

@@ -33,6 +33,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
                 "open-copied-up-meanwhile-lower",
                 "open-directory-descriptors",
                 "open-read-only-attributes",
+                "flags-held-open",
             }
         ),
         _LIBRARY,
@@ -41,6 +42,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     Known(
         frozenset(
             {
+                "flags-as-user",
                 "user-acl-lower",
                 "user-chmod-lower",
                 "user-chown-lower",
@@ -100,5 +102,29 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         frozenset({"open-tmpfile"}),
         _PURE,
         "pyfuse3 has no tmpfile operation: the kernel answers EOPNOTSUPP by itself",
+    ),
+    Known(
+        frozenset(
+            {
+                *(
+                    f"flags-{flag}-{path}-{when}"
+                    for flag in ("immutable", "append-only")
+                    for path in ("file", "dir")
+                    for when in ("set", "freed")
+                ),
+                "flags-as-user",
+                "flags-copied-up",
+                "flags-held-open",
+                "flags-of-upper-itself",
+                "flags-set",
+            }
+        ),
+        _PURE,
+        "pyfuse3 has no ioctl operation: flags are heeded, and neither told nor set",
+    ),
+    Known(
+        frozenset({"flags-utime-now-append-only"}),
+        _PURE,
+        "pyfuse3 does not tell that times shall be those of now",
     ),
 )

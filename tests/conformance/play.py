@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from tests.conformance.doors import Door, confined, watched
-from tests.tree import Seen, Tree, error_name, kind_of, moment, seen, snapshot
+from tests.tree import Seen, Tree, error_name, flags_shown, kind_of, moment, seen, snapshot
 
 
 @final
@@ -258,6 +258,14 @@ class Player:
         self, path: str, ns: tuple[int, int] | None = None, *, follow_symlinks: bool = True
     ) -> None:
         self.door.utime(self._at(path), ns=ns, follow_symlinks=follow_symlinks)
+
+    def getflags(self, path: str) -> int:
+        return flags_shown(self.door.getflags(self._at(path)))
+
+    def setflags(self, path: str, flags: int) -> None:
+        """Set the flags that a test may set; the others stay."""
+        own = self.door.getflags(self._at(path))
+        self.door.setflags(self._at(path), own & ~flags_shown(own) | flags)
 
     def getxattr(self, path: str, name: str, *, follow_symlinks: bool = True) -> bytes:
         return self.door.getxattr(self._at(path), name, follow_symlinks=follow_symlinks)

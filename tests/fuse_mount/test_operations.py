@@ -1,6 +1,7 @@
 """What is the FUSE mount's own, beside what every door does (tests/conformance)."""
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.doors import Folder, Layers, fuse
+from tests.conformance.doors import Folder, Layers, Opener, fuse, kernel
 from unionfs import LayerStack, MountOptions, mount
 
 
@@ -63,6 +64,73 @@ def test_options_of_attributes(layers: Layers) -> None:
         assert os.listxattr(union / "d") == []
         with pytest.raises(OSError, match="not supported"):
             os.setxattr(union / "d", "user.other", b"2")
+
+
+def _answers(layers: Layers, door: Opener, commands: list[list[str]]) -> list[tuple[int, str]]:
+    """What programs say of files in the union: exit codes and output."""
+    Path(layers.lower[0], "file").write_text("data")
+    Path(layers.lower[0], "dir").mkdir()
+    with door(layers):
+        ran = [
+            subprocess.run(
+                command,
+                cwd=layers.target,
+                check=False,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for command in commands
+        ]
+    return [(each.returncode, each.stdout) for each in ran]
+
+
+def test_chattr_and_lsattr(tmp_path: Path) -> None:
+    """They work as through kernel overlayfs, by both ways that the kernel has to tell of flags."""
+    commands = [
+        command.split()
+        for command in (
+            "lsattr -d dir file",
+            "lsattr -p file",
+            "chattr +ia file",
+            "lsattr file",
+            "lsattr -p file",
+            "touch file",
+            "rm -f file",
+            "chattr -i -p 0 file",
+            "lsattr -p file",
+            "chattr +Ad -a file",
+            "lsattr file",
+            "rm file",
+            "chattr +a dir",
+            "touch dir/new",
+            "rm dir/new",
+            "lsattr -d dir",
+            "chattr -a dir",
+            "rm -r dir",
+        )
+    ]
+    by_kernel, by_fuse = Layers(tmp_path / "kernel"), Layers(tmp_path / "fuse")
+    by_kernel.make()
+    by_fuse.make()
+    assert _answers(by_fuse, fuse, commands) == _answers(by_kernel, kernel, commands)
+
+
+def test_when_a_file_was_made(layers: Layers) -> None:
+    """That is the layer's file's, and the copy's once it is copied up, as of kernel overlayfs."""
+    made = Path(layers.lower[0], "file")
+    made.write_text("data")
+
+    def birth(path: Path) -> str:
+        return subprocess.check_output(["stat", "-c%w", path], text=True)
+
+    for door in (fuse, kernel):
+        with door(layers):
+            union, upper = Path(layers.target, "file"), Path(layers.upper, "file")
+            assert birth(union) == birth(made) != "-\n"
+            union.chmod(0o600)
+            assert birth(union) == birth(upper)
+            os.remove(upper)
 
 
 def test_other_requests_go_on_during_a_long_copy_up(layers: Layers) -> None:

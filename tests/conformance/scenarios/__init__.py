@@ -4,6 +4,7 @@ from tests.conformance.play import Scenario
 from tests.conformance.scenarios import (
     attributes,
     creating,
+    flags,
     indexing,
     linking,
     metadata,
@@ -29,6 +30,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *opening.SCENARIOS,
     *writing.SCENARIOS,
     *attributes.SCENARIOS,
+    *flags.SCENARIOS,
     *names.SCENARIOS,
     *users.SCENARIOS,
 )
