@@ -120,7 +120,7 @@ class TableInodes(Inodes):
             passthrough=passthrough,
             writeback=writeback,
             xattrs=not (options.noxattrs or options.noacl),
-            syncs=options.fsync and not options.volatile,
+            syncs=options.syncs,
             timeout=timeout,
         )
         self._keep(ROOT_ID, root)

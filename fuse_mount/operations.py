@@ -786,13 +786,9 @@ class Operations(pyfuse3.Operations):
             self.inodes.removed(inode, os.fstat(fh))
         os.close(fh)
 
-    def _syncs(self) -> bool:
-        options = self._stack.options
-        return options.fsync and not options.volatile
-
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        if self._syncs():
+        if self._stack.options.syncs:
             await self._apart(os.fdatasync if datasync else os.fsync, fh)
 
     # Directories.
@@ -840,7 +836,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         node = self._directories[fh].inode.node
-        if not node.upper or not self._syncs():
+        if not node.upper or not self._stack.options.syncs:
             return
         fd = self._opened(self._directories[fh].inode, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -6,7 +6,8 @@ then it is synced, and one rename shows it. A crash leaves the old view or the n
 leftovers only in work. Parents come first.
 
 Rules: fs/overlayfs/copy_up.c. Cost: the data once (nothing where the filesystem can share it),
-about fifteen system calls a file, and an fsync(2) unless the mount is volatile.
+about fifteen system calls a file, and an fsync(2) unless the mount is volatile; one for each
+directory too with fsync=strict.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
         if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
             mark = stack.numbers.handle_mark(source.layer.fd, source.path)
             _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
-        if kind == stat.S_IFREG and _syncs(stack):
+        strict = kind == stat.S_IFDIR and stack.options.fsync == "strict"
+        if (kind == stat.S_IFREG or strict) and _syncs(stack):
             _sync(workdir.fd, draft)
     return draft
 

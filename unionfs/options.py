@@ -88,6 +88,10 @@ def _write_mapping(mapping: tuple[IdRange, ...]) -> str:
 _FLAG: Final = _choice({"": True})
 _ON_OFF: Final = _choice({"on": True, "off": False})
 _0_1: Final = _choice({"0": False, "1": True})
+_AUTO: Final = "auto"
+_FSYNC: Final = _choice(
+    {"1": _AUTO, "0": "0", _AUTO: _AUTO, "strict": "strict", "volatile": "volatile"}
+)
 _TEXT: Final = _Kind("TEXT", str)
 _ID: Final = _Kind("ID", _read_id)
 _SECONDS: Final = _Kind("SECONDS", _read_seconds)
@@ -100,7 +104,7 @@ class Row:
     """What the table says of one option beside its name and default.
 
     opposite: the flag that takes it back, as `rw` does `ro`.
-    kernel, fuse: whether that backend can honour it.
+    kernel, fuse: whether that backend can honour it. not_kernel: a value that the kernel cannot.
     """
 
     kind: _Kind
@@ -108,6 +112,7 @@ class Row:
     opposite: str | None
     kernel: bool
     fuse: bool
+    not_kernel: Any
 
 
 def _option(
@@ -118,8 +123,9 @@ def _option(
     opposite: str | None = None,
     kernel: bool = True,
     fuse: bool = True,
+    not_kernel: Any = None,
 ) -> _T:
-    row = Row(kind, text, opposite, kernel, fuse)
+    row = Row(kind, text, opposite, kernel, fuse, not_kernel)
     field: _T = dataclasses.field(default=default, metadata={"row": row})
     return field
 
@@ -153,6 +159,14 @@ class MountOptions:
         "Keep marks in `user.overlay.` attributes, not `trusted.overlay.`. "
         "Not asked for: where `trusted.` is not permitted.",
         opposite="nouserxattr",
+    )
+    fsync: str = _option(
+        _AUTO,
+        _FSYNC,
+        "What is synced, beside what programs ask for: with `auto`, or `1`, each file that is "
+        "copied up; with `strict` each directory too. `volatile`: as that option. `0`: an fsync of "
+        "a file does nothing.",
+        not_kernel="0",
     )
     volatile: bool = _option(
         False,
@@ -210,7 +224,6 @@ class MountOptions:
         kernel=False,
         fuse=False,
     )
-    fsync: bool = _option(True, _0_1, "`0`: an fsync of a file does nothing.", kernel=False)
     writeback: bool = _option(
         True, _0_1, "`0`: no writes gathered in the kernel's cache.", kernel=False
     )
@@ -246,6 +259,16 @@ class MountOptions:
     fsname: str | None = _option(None, _TEXT, "The source that mount(8) shows.")
     debug: bool = _option(False, _FLAG, "Log every request; implies `-f`.", kernel=False)
 
+    def __post_init__(self) -> None:
+        if self.volatile or self.fsync == "volatile":  # two names of one thing, as in the kernel
+            object.__setattr__(self, "volatile", True)
+            object.__setattr__(self, "fsync", _AUTO)
+
+    @property
+    def syncs(self) -> bool:
+        """Whether an fsync(2) of a file does anything."""
+        return not self.volatile and self.fsync != "0"
+
     def decided(self, *, trusted: bool) -> MountOptions:
         """With what depends on privilege, the kernel and other options settled.
 
@@ -265,9 +288,13 @@ class MountOptions:
 
     def not_by(self, backend: Literal["overlayfs", "fuse"]) -> list[str]:
         """The names of options asked for that this backend cannot honour."""
-        rows = ((name, OPTIONS[name]) for name, _ in _asked_for(self))
+        asked = ((name, value, OPTIONS[name]) for name, value in _asked_for(self))
+        if backend == "fuse":
+            return [name for name, _, row in asked if not row.fuse]
         return [
-            name for name, row in rows if not (row.kernel if backend == "overlayfs" else row.fuse)
+            name if value != row.not_kernel else f"{name}={row.kind.write(value)}"
+            for name, value, row in asked
+            if not row.kernel or value == row.not_kernel
         ]
 
 
@@ -409,6 +436,9 @@ def parse(text: str) -> Parsed:
             directories[name] = _unescape(raw)
         elif name in OPTIONS:
             values[name] = _value(name, value)
+            if name == "volatile" or (name == "fsync" and value not in ("0", "1")):
+                # Names of one thing, of which the last counts; fuse-overlayfs' words are another.
+                values.pop("fsync" if name == "volatile" else "volatile", None)
         elif name in _OPPOSITES:
             if value is not None:
                 raise OptionError(f"option {name} takes no value, not {value!r}")

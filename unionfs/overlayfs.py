@@ -34,6 +34,7 @@ _SWITCHES: Final = ("index", "metacopy")
 _FLAGS: Final = ("userxattr", "volatile")
 _VALUES: Final = (
     "redirect_dir",
+    "fsync",
     "nfs_export",
     "uuid",
     "xino",
@@ -200,6 +201,9 @@ def parameters(options: MountOptions) -> Iterator[tuple[str, str | None]]:
     for name in (*_SWITCHES, *_VALUES):
         value = getattr(options, name)
         if value is None or (value is False and name not in _SWITCHES):
+            continue
+        # Kernels before the option know no other.
+        if name == "fsync" and value == "auto":
             continue
         # nfs_export alone turns the index on.
         if name == "index" and options.nfs_export and not value:

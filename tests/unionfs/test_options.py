@@ -136,9 +136,32 @@ def test_what_depends_on_privilege_is_decided_together() -> None:
 def test_options_that_a_backend_lacks_are_told() -> None:
     both = MountOptions(volatile=True, noatime=True, redirect_dir="on")
     assert (both.not_by("overlayfs"), both.not_by("fuse")) == ([], [])
-    options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync=False, verity="on")
-    assert options.not_by("overlayfs") == ["uidmapping", "squash_to_uid", "fsync"]
+    options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync="0", verity="on")
+    assert options.not_by("overlayfs") == ["fsync=0", "uidmapping", "squash_to_uid"]
     assert options.not_by("fuse") == ["verity"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fsync", "volatile"),
+    [
+        ("fsync=1", "auto", False),
+        ("fsync=auto", "auto", False),
+        ("fsync=strict", "strict", False),
+        ("fsync=0", "0", False),
+        ("fsync=volatile", "auto", True),
+        ("volatile", "auto", True),
+        ("volatile,fsync=strict", "strict", False),
+        ("fsync=strict,volatile", "auto", True),
+        ("volatile,fsync=1", "auto", True),
+        ("volatile,fsync=0", "auto", True),
+    ],
+)
+def test_words_of_fsync(text: str, fsync: str, volatile: bool) -> None:
+    """The kernel's two options are one, of which the last word counts."""
+    options = parse(text).options
+    assert (options.fsync, options.volatile) == (fsync, volatile)
+    assert parse(render(options)).options == options
+    assert options.syncs == (not volatile and fsync != "0")
 
 
 def test_command_lines_of_other_programs() -> None:
@@ -186,6 +209,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
 }
 words = {
     "redirect_dir": st.sampled_from([None, "on", "follow", "nofollow", "off"]),
+    "fsync": st.sampled_from(["auto", "strict", "volatile", "0"]),
     "uuid": st.sampled_from([None, "null", "off", "on", "auto"]),
     "xino": st.sampled_from([None, "on", "auto", "off"]),
     "verity": st.sampled_from([None, "off", "on", "require"]),

@@ -177,6 +177,18 @@ def test_options_of_overlayfs(folder: Path, mount: Mounter) -> None:
     assert any(" mine " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
+def test_strict_syncs_are_left_to_the_kernel_where_it_has_them(
+    folder: Path, mount: Mounter
+) -> None:
+    with stack_of(folder, options="fsync=strict") as stack:
+        try:
+            mount(stack, str(folder / "target"))
+        except MountError as error:
+            assert "fsync" in str(error)
+        else:
+            assert "fsync=strict" in superblock(folder / "target")
+
+
 def test_directories_are_renamed_by_redirect_where_the_kernel_follows_them(
     folder: Path, mount: Mounter
 ) -> None:

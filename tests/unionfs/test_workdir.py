@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import run, steps_in, watching
 from unionfs import LayerStack, StackError, UnionFS, mount_api
 from unionfs.options import MountOptions
 
@@ -19,8 +20,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stack_of(folder: Path, *, volatile: bool = False) -> LayerStack:
-    options = MountOptions(volatile=volatile)
+def stack_of(folder: Path, *, volatile: bool = False, fsync: str = "auto") -> LayerStack:
+    options = MountOptions(volatile=volatile, fsync=fsync)
     return LayerStack([folder / "base"], folder / "upper", folder / "work", options=options)
 
 
@@ -59,6 +60,21 @@ def test_what_the_library_wrote_without_syncs_is_refused(folder: Path) -> None:
     with stack_of(folder) as stack, pytest.raises(OSError, match="'volatile' cannot be mounted"):
         UnionFS(stack).write_text("new", "data")
     assert [path.name for path in (folder / "upper").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("words", "synced"), [("auto", 1), ("strict", 3), ("volatile", 0)])
+def test_what_a_copy_up_syncs(folder: Path, words: str, synced: int) -> None:
+    """The file, and with `strict` the directories that it lies in."""
+    (folder / "base/a/b").mkdir(parents=True)
+    (folder / "base/a/b/file").write_text("data")
+
+    def write() -> None:
+        with stack_of(folder, fsync=words) as stack:
+            UnionFS(stack).chmod("a/b/file", 0o600)
+
+    assert run(write, *watching(folder / "log")) == 0
+    steps = steps_in(folder / "log")
+    assert [name for name, _ in steps].count("fsync") == synced
 
 
 def test_once_the_sign_is_removed_it_is_like_any_other(folder: Path) -> None:
