@@ -112,9 +112,9 @@ static int read_filesystems(Table *self, PyObject *filesystems)
 static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
-                             "work", "durable", "passthrough", "writeback", "xattrs", "syncs", "timeout",
-                             NULL };
-    int has_upper, work, durable, passthrough, writeback, xattrs, syncs;
+                             "work", "durable", "strict", "passthrough", "writeback", "xattrs",
+                             "syncs", "timeout", NULL };
+    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs;
     PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
@@ -124,10 +124,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
-                                     &copy_up, &has_upper, &work, &durable, &passthrough,
-                                     &writeback, &xattrs, &syncs, &timeout)
+                                     &copy_up, &has_upper, &work, &durable, &strict,
+                                     &passthrough, &writeback, &xattrs, &syncs, &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
         return NULL;
@@ -142,6 +142,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->table.has_upper = has_upper;
     session->table.work = work;
     session->table.durable = durable;
+    session->table.strict = strict;
     session->passthrough = passthrough;
     session->writeback = writeback;
     session->xattrs = xattrs;

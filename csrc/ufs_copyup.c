@@ -142,15 +142,15 @@ int ufs_build_copy(const struct ufs_table *table, const struct ufs_copy *from, u
     if (copy == -1)
         return -errno;
     source = ufs_open_beneath(from->layer, from->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
-    if (source == -1)
+    if (source == -1 && !(directory && errno == EACCES)) /* whose flags nobody could tell us */
         failed = -errno;
     if (!failed && !directory)
         failed = copy_data(source, copy, &from->status, size, buffer);
     if (!failed)
         failed = copy_attributes(table, from, copy, buffer);
-    if (!failed)
+    if (!failed && source != -1)
         failed = ufs_copy_flags(table, source, copy);
-    if (!failed && table->durable && !directory && fsync(copy))
+    if (!failed && table->durable && (!directory || table->strict) && fsync(copy))
         failed = -errno;
     if (source != -1)
         close(source);

@@ -114,7 +114,8 @@ struct ufs_table {
     bool has_upper; /* layers[0] is it */
     int work;       /* the work directory's descriptor; -1 where nothing may be written */
     uint64_t drafts;  /* made in it */
-    bool durable;     /* copies are synced */
+    bool durable;     /* copies of files are synced */
+    bool strict;      /* and those of directories too */
     pthread_cond_t copied; /* a node is UFS_COPYING no more */
     char prefix[32];  /* of the marks' attributes */
     uint64_t key[2];  /* of the hash of names */
@@ -129,8 +130,8 @@ struct ufs_table {
     uint64_t next_id;
 };
 
-/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work and durable are the caller's to
- * fill. */
+/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work, durable and strict are the
+ * caller's to fill. */
 int ufs_table_init(struct ufs_table *table);
 void ufs_table_free(struct ufs_table *table);
 

@@ -117,6 +117,7 @@ class TableInodes(Inodes):
             has_upper=stack.upper is not None,
             work=stack.claim().fd if stack.claimed else -1,
             durable=not options.volatile,
+            strict=options.fsync == "strict",
             passthrough=passthrough,
             writeback=writeback,
             xattrs=not (options.noxattrs or options.noacl),
