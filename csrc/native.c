@@ -313,13 +313,14 @@ static PyObject *list_dir(PyObject *module, PyObject *args)
     return entries;
 }
 
-/* A new file that lacks its content and its time; data is held as long as this is. */
+/* A new file that lacks its content and more; data is held as long as this is. */
 struct new_file {
     int fd;
     PyObject *name;
     Py_buffer data;
     long long seconds;
     long nanoseconds;
+    struct ufs_owner_and_mode lacking;
 };
 
 static PyObject *complete_files(PyObject *module, PyObject *files)
@@ -337,8 +338,9 @@ static PyObject *complete_files(PyObject *module, PyObject *files)
     for (; held < count; held++) {
         struct new_file *file = &all[held];
 
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(sequence, held), "iUy*Ll", &file->fd,
-                              &file->name, &file->data, &file->seconds, &file->nanoseconds))
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(sequence, held), "iUy*LlIIi", &file->fd,
+                              &file->name, &file->data, &file->seconds, &file->nanoseconds,
+                              &file->lacking.uid, &file->lacking.gid, &file->lacking.mode))
             goto out;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -348,7 +350,8 @@ static PyObject *complete_files(PyObject *module, PyObject *files)
 
         if (failed != -1) {
             close(file->fd);
-        } else if (ufs_complete(file->fd, file->data.buf, (size_t)file->data.len, time)) {
+        } else if (ufs_complete(file->fd, file->data.buf, (size_t)file->data.len, time,
+                                file->lacking)) {
             error = errno;
             failed = at;
         }

@@ -157,13 +157,16 @@ off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset)
     return end;
 }
 
-int ufs_complete(int fd, const char *data, size_t size, struct timespec time)
+int ufs_complete(int fd, const char *data, size_t size, struct timespec time,
+                 struct ufs_owner_and_mode lacking)
 {
     const struct timespec times[2] = { time, time };
     off_t end = ufs_write_sparsely(fd, data, size, 0);
     int error = 0;
 
-    if (end == -1 || (end < (off_t)size && ftruncate(fd, (off_t)size)) || futimens(fd, times))
+    if (end == -1 || (end < (off_t)size && ftruncate(fd, (off_t)size)) ||
+        (lacking.uid != (uid_t)-1 && fchown(fd, lacking.uid, lacking.gid)) ||
+        (lacking.mode != -1 && fchmod(fd, (mode_t)lacking.mode)) || futimens(fd, times))
         error = errno;
     if (close(fd) && !error)
         error = errno;

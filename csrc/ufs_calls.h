@@ -30,8 +30,16 @@ ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size);
  * write ended, or would have begun. */
 off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset);
 
-/* Give a new, empty file its content and its time of change, and close it, whatever happens. */
-int ufs_complete(int fd, const char *data, size_t size, struct timespec time);
+/* What a new file is to have; -1 for what it has already. */
+struct ufs_owner_and_mode {
+    uid_t uid;
+    gid_t gid;
+    int mode;
+};
+
+/* Give a new, empty file its content and all this, and close it, whatever happens. */
+int ufs_complete(int fd, const char *data, size_t size, struct timespec time,
+                 struct ufs_owner_and_mode lacking);
 
 /* The bytes filled with whole struct ufs_dirent, 0 at the end. The buffer is 8-aligned. */
 ssize_t ufs_get_dents(int fd, void *buffer, size_t size);

@@ -92,8 +92,9 @@ _PAGE: Final = 4096
 _ZEROS: Final = bytes(_PAGE)
 _SECOND: Final = 10**9  # nanoseconds
 
-NewFile = tuple[int, str, bytes | memoryview, int, int]
-"""Its descriptor, what errors call it, its content, and its time in seconds and nanoseconds."""
+NewFile = tuple[int, str, bytes | memoryview, int, int, int, int, int]
+"""Its descriptor, what errors call it, its content, its time in seconds and nanoseconds, and its
+owner, group and mode: -1 where it has these already, and -1 for both or neither of the IDs."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setfsuid.restype = _libc.setfsgid.restype = ctypes.c_uint
@@ -576,18 +577,22 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
 
 
 def complete_files(files: Sequence[NewFile]) -> None:
-    """Give new, empty files their content, by `write_sparsely`, and their times; and close them.
+    """Give new, empty files their content, by `write_sparsely`, and the rest; and close them.
 
     All are closed, whatever happens. Raises OSError with the name of the first file that failed;
     those behind it stay as they are.
     """
     failed: OSError | None = None
-    for fd, name, data, seconds, nanoseconds in files:
+    for fd, name, data, seconds, nanoseconds, uid, gid, mode in files:
         try:
             try:
                 if failed is None:
                     if write_sparsely(fd, data, 0) < len(data):
                         os.ftruncate(fd, len(data))
+                    if uid != -1:
+                        os.fchown(fd, uid, gid)
+                    if mode != -1:
+                        os.fchmod(fd, mode)
                     time = seconds * _SECOND + nanoseconds
                     os.utime(fd, ns=(time, time))
             finally:

@@ -10,6 +10,8 @@ import io
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import UNPRIVILEGED
 from tests.conformance.doors import Folder
 from tests.tree import snapshot
 from unionfs import markers
@@ -401,3 +404,21 @@ def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     blob = archive(lambda tar: text(tar, "a"))
     refused(tmp_path, blob, str(tmp_path / "layer"), "not empty")
     assert os.listdir(tmp_path / "layer") == ["mine"]
+
+
+@pytest.mark.parametrize("records", [{}, {"SCHILY.xattr.user.a": "b"}], ids=["plain", "xattr"])
+def test_owners_that_nobody_maps(tmp_path: Path, records: dict[str, str]) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        text(tar, "mine", uid=1000, gid=1000, pax_headers=records)
+        text(tar, "theirs", uid=5, gid=6, pax_headers=records)
+
+    (tmp_path / "tar").write_bytes(archive(fill).read())
+    apply = [*UNPRIVILEGED, sys.executable, "-m", "unionfs.cli", "layer", "apply"]
+    command = [*apply, tmp_path / "tar", tmp_path / "layer"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "theirs: Invalid argument to give it to 5:6; map these IDs" in done.stderr
+    assert os.listdir(tmp_path) == ["tar"]
+    command.append("--ignore-chown-errors")
+    subprocess.run(command, capture_output=True, check=True)
+    assert sorted(os.listdir(tmp_path / "layer")) == ["mine", "theirs"]

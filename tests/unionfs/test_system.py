@@ -898,12 +898,15 @@ def test_files_are_completed(calls: ModuleType, tmp_path: Path) -> None:
     files = []
     for number, (content, time) in enumerate(zip(contents, times, strict=True)):
         fd = os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT)
-        files.append((fd, str(number), content, *time))
+        files.append((fd, str(number), content, *time, number or -1, number or -1, number or -1))
     calls.complete_files(files)
     for number, (content, (seconds, rest)) in enumerate(zip(contents, times, strict=True)):
         path = tmp_path / str(number)
         assert path.read_bytes() == content
-        assert path.stat().st_mtime_ns == seconds * 10**9 + rest
+        status = path.stat()
+        assert status.st_mtime_ns == seconds * 10**9 + rest
+        assert (status.st_uid, status.st_gid) == (number, number)
+        assert number == 0 or stat.S_IMODE(status.st_mode) == number
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(files[number][0])
 
@@ -918,7 +921,7 @@ def test_a_file_that_cannot_be_completed_is_named_and_all_are_closed(
         for name, flags in (("first", os.O_WRONLY), ("second", os.O_RDONLY), ("third", os.O_WRONLY))
     ]
     names = ("first", "second", "third")
-    files = [(fd, name, b"data", 1, 0) for fd, name in zip(fds, names, strict=True)]
+    files = [(fd, name, b"data", 1, 0, -1, -1, -1) for fd, name in zip(fds, names, strict=True)]
     error = refusal(calls.complete_files, files)
     assert (error.errno, error.filename) == (errno.EBADF, "second")
     assert [(tmp_path / name).read_bytes() for name in names] == [b"data", b"", b""]

@@ -8,8 +8,9 @@ read and resolved here. What an entry finds in its place, it replaces, for the l
 Directories get owners, modes, attributes and times at the very end: what is made in a directory
 changes its time, and its access control list would be inherited.
 
-Cost: seven system calls a file, of plain ones four, and an open of its directory where that was not
-among the last. Small files are completed by a second thread, the plain ones among them by C.
+Cost: four system calls a file, six where owner or mode are not what a new file has by itself, and
+an open of its directory where that was not among the last. Small files are completed by a second
+thread, those without attributes among them by C.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import queue
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, final
 
@@ -108,7 +109,7 @@ class Unpacker:
         self._ids = (os.geteuid(), os.getegid())
         self._not_by_itself = umask() | 0o7000
         self._under = self._resolved(under)
-        self._completing = _Completing(self._complete)
+        self._completing = _Completing(self._complete_files, self._complete)
         self._rights = rights
         self._implicit = implicit
         self._open: OrderedDict[str, int] = OrderedDict()
@@ -309,12 +310,8 @@ class Unpacker:
     def _make_regular(self, fd: int, name: str, entry: Entry, data: Data) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         # what a new file has by itself needs no calls: most files are so
-        plain = (
-            self._fresh
-            and not entry.mode & self._not_by_itself
-            and not entry.xattrs
-            and (entry.uid, entry.gid) == self._ids
-        )
+        owned = self._fresh and (entry.uid, entry.gid) == self._ids
+        plain = owned and not entry.xattrs and not entry.mode & self._not_by_itself
         file = os.open(name, flags, entry.mode if plain else 0o600, dir_fd=fd)
         if entry.size > _SMALL:
             self._complete(file, entry, data.data(), plain=plain)
@@ -324,7 +321,27 @@ class Unpacker:
         except BaseException:
             os.close(file)
             raise
-        self._completing.add((file, entry, content, plain))
+        if entry.xattrs or (self._rights.ignore_chown_errors and not owned):
+            self._completing.add_other((file, entry, content))
+            return
+        uid, gid = (-1, -1) if owned else (entry.uid, entry.gid)
+        time = divmod(entry.mtime, _NS)
+        mode = -1 if plain else entry.mode
+        self._completing.add((file, entry.name, content, *time, uid, gid, mode))
+
+    def _complete_files(self, files: Sequence[system.NewFile]) -> None:
+        try:
+            system.complete_files(files)
+        except OSError as error:
+            uid, gid = next(
+                (uid, gid) for _, name, *_, uid, gid, _ in files if name == error.filename
+            )
+            try:
+                if uid != -1:
+                    self._not_owned(error, uid, gid)
+            except OSError as said:
+                raise named(said, error.filename) from error
+            raise
 
     def _complete(self, file: int, entry: Entry, data: _Pieces, *, plain: bool = False) -> None:
         """Give a new file its content and all that it lacks; it is closed."""
@@ -354,14 +371,14 @@ class Unpacker:
         try:
             os.fchown(file, entry.uid, entry.gid)
         except OSError as error:
-            self._not_owned(error, entry)
+            self._not_owned(error, entry.uid, entry.gid)
 
-    def _not_owned(self, error: OSError, entry: Entry) -> None:
+    def _not_owned(self, error: OSError, uid: int, gid: int) -> None:
         if error.errno not in (errno.EPERM, errno.EINVAL):
             raise error
         if not self._rights.ignore_chown_errors:
             message = (
-                f"{error.strerror} to give it to {entry.uid}:{entry.gid}; "
+                f"{error.strerror} to give it to {uid}:{gid}; "
                 "map these IDs in a user namespace, or ignore chown errors"
             )
             raise LayerError(error.errno, message) from error
@@ -371,7 +388,7 @@ class Unpacker:
         try:
             os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
-            self._not_owned(error, entry)
+            self._not_owned(error, entry.uid, entry.gid)
         for key, value in entry.xattrs.items():
             if not key.startswith(NOT_SHIPPED):
                 copyup.set_attribute(fd, name, key, value)
@@ -417,52 +434,64 @@ class Unpacker:
             os.close(fd)
 
 
-_Job = tuple[int, Entry, _Content, bool]
+_Other = tuple[int, Entry, _Content]
+_Batch = tuple[list[system.NewFile], list[_Other]]
 
 
 @final
 class _Completing:
     """A thread that completes small files, while the next ones are read and made.
 
-    complete: what it does with each that is not plain, which closes its descriptor.
+    complete_files: as in `system`. complete: the same for one that has more than these know of.
     """
 
-    def __init__(self, complete: Callable[[int, Entry, _Pieces], None]) -> None:
+    def __init__(
+        self,
+        complete_files: Callable[[Sequence[system.NewFile]], None],
+        complete: Callable[[int, Entry, _Pieces], None],
+    ) -> None:
+        self._complete_files = complete_files
         self._complete = complete
-        self._jobs: list[_Job] = []
-        self._batches: queue.Queue[list[_Job] | None] = queue.Queue(_BATCHES)
+        self._batch: _Batch = ([], [])
+        self._batches: queue.Queue[_Batch | None] = queue.Queue(_BATCHES)
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def add(self, job: _Job) -> None:
-        """Have a file completed. Raises the error of an earlier one.
+    def add(self, file: system.NewFile) -> None:
+        """Have a file completed. Raises the error of an earlier one."""
+        files, others = self._batch
+        files.append(file)
+        if len(files) + len(others) >= _BATCH:
+            self._hand_over()
 
-        job: its descriptor, its entry and content, and whether content and time are all it lacks.
-        """
-        self._jobs.append(job)
-        if len(self._jobs) == _BATCH:
+    def add_other(self, file: _Other) -> None:
+        """Have a file completed that has attributes, or an owner that it may be refused."""
+        files, others = self._batch
+        others.append(file)
+        if len(files) + len(others) >= _BATCH:
             self._hand_over()
 
     def _hand_over(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
-        jobs, self._jobs = self._jobs, []
-        self._batches.put(jobs)
+        batch, self._batch = self._batch, ([], [])
+        self._batches.put(batch)
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
-        while (jobs := self._batches.get()) is not None:
-            plain: list[system.NewFile] = []
-            for file, entry, content, is_plain in jobs:
-                if self._error is not None:
-                    os.close(file)
-                elif is_plain:
-                    plain.append((file, entry.name, content, *divmod(entry.mtime, _NS)))
-                else:
+        while (batch := self._batches.get()) is not None:
+            files, others = batch
+            if self._error is None:
+                self._noting_errors(self._complete_files, files)
+            else:
+                _close(files)
+            for file, entry, content in others:
+                if self._error is None:
                     self._noting_errors(self._complete, file, entry, ((0, content),))
-            self._noting_errors(system.complete_files, plain)
+                else:
+                    os.close(file)
 
     def _noting_errors(self, function: Callable[..., None], *arguments: object) -> None:
         try:
@@ -474,7 +503,7 @@ class _Completing:
 
     def finish(self) -> None:
         """Wait until all files are complete. Raises the error of the first that cannot be."""
-        if self._jobs:
+        if any(self._batch):
             self._hand_over()
         self._end()
         if self._error is not None:
@@ -482,9 +511,9 @@ class _Completing:
 
     def stop(self) -> None:
         """Drop what has not been begun."""
-        for file, *_ in self._jobs:
-            os.close(file)
-        self._jobs = []
+        for files in self._batch:
+            _close(files)
+        self._batch = ([], [])
         self._error = self._error or LayerError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self._end()
 
@@ -493,6 +522,11 @@ class _Completing:
             self._batches.put(None)
             self._thread.join()
             self._thread = None
+
+
+def _close(files: Iterable[system.NewFile | _Other]) -> None:
+    for file, *_ in files:
+        os.close(file)
 
 
 def umask() -> int:
