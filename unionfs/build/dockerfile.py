@@ -92,7 +92,9 @@ class Instruction:
     def __str__(self) -> str:
         given = [*self.flags.items(), *(("mount", text) for text in self.mounts)]
         flags = "".join(f" --{name}={value}" for name, value in given)
-        return f"{self.name}{flags} {' '.join(self.text.split())}"
+        begun = [each.text.strip().split("\n")[0] for each in self.documents]
+        documents = f" ({'…, '.join(begun)}…)" if begun else ""
+        return f"{self.name}{flags} {' '.join(self.text.split())}{documents}"
 
     @property
     def lines(self) -> str:

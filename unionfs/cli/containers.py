@@ -16,7 +16,7 @@ from unionfs.cli.store import moment
 from unionfs.cli.storing import store_option
 from unionfs.containers import Containers
 from unionfs.containers.bundle import RunOptions, Tmpfs, Volume
-from unionfs.containers.runtime import Runtime, State, end, ran
+from unionfs.containers.runtime import NotStarted, Runtime, State, end, ran
 from unionfs.store import Store
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -198,7 +198,8 @@ def run_command(
       unionmount run --rm alpine ls -l /
       unionmount run -d --name web --read-only -v /srv/www:/www:ro web-server
 
-    Exits with the command's status; 128 and its number where a signal ended it.
+    Exits with the command's status; 128 and its number where a signal ended it; 127 where there is
+    no such command, 126 where it cannot be run, 125 where the container cannot be made.
     """
     if detach and (rm or tty or interactive):
         raise click.UsageError("--detach goes with none of --rm, --tty, --interactive")
@@ -229,6 +230,11 @@ def run_command(
     container = containers.create(image, name)
     try:
         status = program.run(container.name, options, detached=detach)
+    except NotStarted as error:
+        containers.remove(container.name, force=True)
+        if detach:  # else the runtime has told on standard error, which it has from us
+            complain(describe(error))
+        return error.status
     except BaseException:
         containers.remove(container.name, force=True)
         raise

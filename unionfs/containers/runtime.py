@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from types import FrameType
@@ -27,12 +27,32 @@ from unionfs.union import UnionFS
 
 RUNTIMES: Final = ("crun", "runc")
 _DIGITS: Final = 8
+_LOG: Final = "runtime.log"
+_REASONS: Final = (
+    ("not found in $path", errno.ENOENT),
+    ("no such file", errno.ENOENT),
+    ("permission denied", errno.EACCES),
+)
+"""What runtimes say, and what it means."""
+
 _FORWARDED: Final = (
     *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2),
 )
 
 State = Literal["created", "running", "paused", "stopped"]
+
+
+class NotStarted(OSError):
+    """A command that the runtime could not start.
+
+    It has told of that on standard error, unless the container is detached.
+    """
+
+    @property
+    def status(self) -> int:
+        """With what a shell exits then, or Docker."""
+        return {errno.ENOENT: 127, errno.EACCES: 126}.get(self.errno or 0, 125)
 
 
 @final
@@ -74,13 +94,15 @@ class Runtime:
         which any exception, as of a signal, ends; without, signals are handed on to it.
 
         Raises NotFound, FailedPrecondition where it is mounted or runs, OSError where the image or
-        the options do not fit, MountError.
+        the options do not fit, NotStarted, MountError.
         """
         containers = Containers(self.store)
         self.end(name)
         mount = containers.mount(name)
         try:
             self._write(containers, name, mount.target, options)
+            with suppress(FileNotFoundError):
+                os.unlink(self._log(name))
             status = self._detach(name, options) if detached else self._wait(name, options, output)
         except BaseException:
             mount.unmount(lazy=True)
@@ -105,7 +127,27 @@ class Runtime:
         flags = ["--cgroup-manager=disabled"] if unlimited else []
         # control groups are named so, and other stores may have a container of that name
         called = f"{name}-{sha256(os.fsencode(self.store.root)).hexdigest()[:_DIGITS]}"
+        if action == "run":
+            flags += [f"--log={self._log(name)}", "--log-format=json"]
         return [self.program, f"--root={state}", *flags, action, *arguments, called]
+
+    def _log(self, name: str) -> str:
+        """Where the runtime tells why it failed, apart from what the container prints."""
+        return f"{Containers(self.store).folder(name)}/{_LOG}"
+
+    def _failure(self, name: str) -> NotStarted | None:
+        """Why the runtime could not start a container; None where it did."""
+        message = ""
+        with suppress(FileNotFoundError), open(self._log(name), "rb") as file:
+            for line in file:
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    message = told["msg"] if told["level"] == "error" else message
+        if not message:
+            return None
+        reason = next((code for words, code in _REASONS if words in message.lower()), errno.EIO)
+        # runc and crun say themselves where they were; what is wrong comes last
+        return NotStarted(reason, f"{self.program}: {message.rpartition('process: ')[2]}", name)
 
     def _bundle(self, name: str) -> str:
         return f"--bundle={Containers(self.store).folder(name)}"
@@ -119,6 +161,8 @@ class Runtime:
                     status = process.wait()
             finally:
                 self.end(name, force=True)
+        if status and (failure := self._failure(name)):
+            raise failure
         return status if status >= 0 else 128 - status
 
     def _detach(self, name: str, options: RunOptions) -> int:
@@ -126,14 +170,11 @@ class Runtime:
         arguments = ("--detach", self._bundle(name), f"--pid-file={folder}/pid")
         command = self._command("run", name, *arguments, limited=options.limited)
         with open(f"{folder}/log", "ab") as log:
-            # the log is the container's too: what the runtime says of a failure is at its end
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
             )
         if done.returncode:
-            with open(f"{folder}/log", "rb") as log:
-                lines = os.fsdecode(log.read()).strip().splitlines() or ["it says nothing"]
-            raise OSError(errno.EIO, f"{self.program}: {lines[-1]}", name)
+            raise self._failure(name) or NotStarted(errno.EIO, f"{self.program} failed", name)
         return 0
 
     def state(self, name: str) -> State | None:
