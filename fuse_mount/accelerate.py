@@ -65,6 +65,7 @@ def serves(stack: LayerStack) -> bool:
         AVAILABLE
         and not (stack.indexes or stack.metacopy or stack.data)
         and not (mapped or squashed or options.static_nlink or options.debug)
+        and not options.xattr_permissions
     )
 
 

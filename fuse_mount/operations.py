@@ -36,7 +36,18 @@ from pyfuse3 import (
 
 from fuse_mount import accelerate, owners
 from fuse_mount.inodes import File, Inode, Inodes
-from unionfs import changes, copyup, fileattr, index, markers, merge, resolve, system, xattrs
+from unionfs import (
+    changes,
+    copyup,
+    fileattr,
+    index,
+    markers,
+    merge,
+    override,
+    resolve,
+    system,
+    xattrs,
+)
 from unionfs.stack import LayerStack
 
 if TYPE_CHECKING:
@@ -118,7 +129,10 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._stack = stack
         options = stack.options
-        self.enable_acl = not (options.noacl or options.noxattrs)
+        # A list would change the mode on disk, not the one that is shown.
+        self._no_acl = options.noacl or options.noxattrs or bool(options.xattr_permissions)
+        self.enable_acl = not self._no_acl
+        self._owners = stack.upper.owners if stack.upper else None
         fast = accelerate.serves(stack)
         self.passthrough = fast and options.passthrough and accelerate.may_pass_through()
         self.enable_writeback_cache = (
@@ -170,10 +184,15 @@ class Operations(pyfuse3.Operations):
                 if named and not self.inodes.files(inode):
                     raise
         if files := self.inodes.files(inode):
-            return os.fstat(files[0].fd)
+            return self._open_status(files[0])
         if inode.last is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return inode.last
+
+    def _open_status(self, file: File) -> os.stat_result:
+        """That of an open file without a name."""
+        status = os.fstat(file.fd)
+        return override.applied(file.fd, "", self._owners, status) if self._owners else status
 
     def _attributes(self, inode: Inode, status: os.stat_result | None = None) -> EntryAttributes:
         found = status or self._status(inode)
@@ -367,6 +386,13 @@ class Operations(pyfuse3.Operations):
     @contextlib.contextmanager
     def _creating(self, ctx: RequestContext) -> Iterator[None]:
         """Make files as the caller: its owner, group and umask, but our own rights."""
+        if self._owners:
+            mask = os.umask(0)
+            try:
+                yield
+            finally:
+                os.umask(mask)
+            return
         uid, gid = self._users.on_disk(ctx.uid), self._groups.on_disk(ctx.gid)
         mask = os.umask(ctx.umask)
         ours = os.geteuid(), os.getegid()
@@ -387,6 +413,23 @@ class Operations(pyfuse3.Operations):
         self.inodes.made(parent)
         return self._told(self.inodes.child(parent, name, node, status), status)
 
+    def _for_disk(self, mode: int, ctx: RequestContext) -> int:
+        """The mode that a new file gets in its layer."""
+        return override.on_disk(mode & ~ctx.umask) if self._owners else mode
+
+    def _give(self, parent: Inode, node: resolve.Node, mode: int, ctx: RequestContext) -> None:
+        """Write down whom a new file belongs to, where that is kept in an attribute."""
+        if self._owners is None or not fileattr.has_flags(node):
+            return
+        above = self._status(parent)
+        mode = stat.S_IMODE(mode & ~ctx.umask)
+        uid, gid = self._users.on_disk(ctx.uid), self._groups.on_disk(ctx.gid)
+        if above.st_mode & stat.S_ISGID:
+            gid = above.st_gid
+            mode |= stat.S_ISGID * node.is_dir
+        place = resolve.top(self._stack, node)
+        override.put(place.layer.fd, place.path, self._owners, uid, gid, mode)
+
     def _new(self, parent_inode: int, name: bytes) -> tuple[Inode, str]:
         parent, text = self.inodes[parent_inode], os.fsdecode(name)
         copyup.writable(self._stack)
@@ -400,7 +443,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent, text = self._new(parent_inode, name)
         with self._following(parent):
-            node = changes.mkdir(self._stack, parent.node, text, mode, self._creating(ctx))
+            real = self._for_disk(mode, ctx)
+            node = changes.mkdir(self._stack, parent.node, text, real, self._creating(ctx))
+        self._give(parent, node, mode, ctx)
         return self._made(parent, text, node)
 
     @_answered
@@ -409,7 +454,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent, text = self._new(parent_inode, name)
         with self._following(parent):
-            node = changes.mknod(self._stack, parent.node, text, mode, rdev, self._creating(ctx))
+            real = stat.S_IFMT(mode) | self._for_disk(mode, ctx)
+            node = changes.mknod(self._stack, parent.node, text, real, rdev, self._creating(ctx))
+        self._give(parent, node, mode, ctx)
         return self._made(parent, text, node)
 
     @_answered
@@ -611,10 +658,16 @@ class Operations(pyfuse3.Operations):
         path = f"/proc/self/fd/{file.fd}"
         if fields.update_size:
             os.truncate(path, attr.st_size)
-        if fields.update_uid or fields.update_gid:
-            os.chown(path, *self._owner(attr, fields))
-        if fields.update_mode:
-            os.chmod(path, stat.S_IMODE(attr.st_mode))
+        uid, gid = self._owner(attr, fields)
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+        if self._owners and (uid, gid, mode) != (-1, -1, None):
+            status = self._open_status(file)
+            override.change(file.fd, "", self._owners, status, uid=uid, gid=gid, mode=mode)
+            mode = None
+        elif (uid, gid) != (-1, -1):
+            os.chown(path, uid, gid)
+        if mode is not None:
+            os.chmod(path, mode)
         if fields.update_atime or fields.update_mtime:
             os.utime(path, ns=_times(attr, fields, os.fstat(file.fd)))
 
@@ -643,7 +696,7 @@ class Operations(pyfuse3.Operations):
 
     def _check_xattr(self, name: str) -> None:
         options = self._stack.options
-        if options.noxattrs or (options.noacl and name in _ACL):
+        if options.noxattrs or (self._no_acl and name in _ACL):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     @_answered
@@ -659,7 +712,7 @@ class Operations(pyfuse3.Operations):
             return []
         found = self.inodes[inode]
         names = xattrs.names(self._stack, found.node, self._nameless(found))
-        hidden = _ACL if self._stack.options.noacl else ()
+        hidden = _ACL if self._no_acl else ()
         return [os.fsencode(name) for name in names if name not in hidden]
 
     @_answered
@@ -742,9 +795,11 @@ class Operations(pyfuse3.Operations):
         parent, text = self._new(parent_inode, name)
         layer_flags = self._layer_flags(flags)
         with self._following(parent):
+            real = self._for_disk(mode, ctx)
             node, fd = changes.create_file(
-                self._stack, parent.node, text, mode, layer_flags, self._creating(ctx)
+                self._stack, parent.node, text, real, layer_flags, self._creating(ctx)
             )
+        self._give(parent, node, mode, ctx)
         entry = self._made(parent, text, node)
         made = self.inodes.known(parent, text)
         assert made is not None
@@ -783,7 +838,7 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         inode = self.inodes.closed(fh)
         if not self.inodes.files(inode) and self._is_removed(inode):
-            self.inodes.removed(inode, os.fstat(fh))
+            self.inodes.removed(inode, self._open_status(File(inode, fh, 0, lower=False)))
         os.close(fh)
 
     @_answered

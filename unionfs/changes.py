@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from unionfs import fileattr, index, markers, merge, system
+from unionfs import fileattr, index, markers, merge, override, system
 from unionfs.copyup import Name, copy_attributes, copy_up, mark_impure, writable
 from unionfs.inodes import file_id
 from unionfs.place import Place, join, lstat, lstat_or_none
@@ -192,7 +192,7 @@ def _stand_in(stack: LayerStack, parent: Node) -> Iterator[str]:
     name = workdir.new_name()
     os.mkdir(name, 0o700, dir_fd=workdir.fd)
     try:
-        if status.st_mode & stat.S_ISGID:
+        if status.st_mode & stat.S_ISGID and not upper.owners:
             os.chown(name, -1, status.st_gid, dir_fd=workdir.fd)
             os.chmod(name, 0o2700, dir_fd=workdir.fd)
         acl = system.get_xattr(upper.fd, parent.path, _DEFAULT_ACL)
@@ -491,7 +491,7 @@ def _empty(stack: LayerStack, directory: Node, path: str) -> None:
         place = Place(upper, path)
         with workdir.draft() as draft:
             os.mkdir(draft, 0o700, dir_fd=workdir.fd)
-            copy_attributes(stack.prefix, place, place.status(), workdir.fd, draft)
+            copy_attributes(stack, place, place.status(), workdir.fd, draft)
             system.set_xattr(workdir.fd, draft, stack.prefix + markers.OPAQUE, markers.YES)
             workdir.move_in(draft, upper.fd, path, system.RENAME_EXCHANGE)
             directory.lower, directory.opaque = (), True
@@ -506,7 +506,11 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     place = top(stack, node)
-    os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
+    owners = place.layer.owners
+    if owners and override.has(status := place.status()):
+        override.change(place.layer.fd, place.path, owners, status, mode=mode)
+    else:
+        os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
 
 
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
@@ -515,7 +519,11 @@ def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     place = top(stack, node)
-    os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
+    owners = place.layer.owners
+    if owners and override.has(status := place.status()):
+        override.change(place.layer.fd, place.path, owners, status, uid=uid, gid=gid)
+    elif not owners:
+        os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
 
 
 def utime(stack: LayerStack, node: Node, ns: tuple[int, int] | None) -> None:

@@ -17,7 +17,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs import fileattr, index, markers, resolve, system
+from unionfs import fileattr, index, markers, override, resolve, system
 from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node, top
@@ -119,7 +119,7 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
             os.symlink(os.readlink(source.path, dir_fd=source.layer.fd), draft, dir_fd=workdir.fd)
         else:
             os.mknod(draft, kind | 0o600, status.st_rdev, dir_fd=workdir.fd)
-        copy_attributes(stack.prefix, source, status, workdir.fd, draft)
+        copy_attributes(stack, source, status, workdir.fd, draft)
         if fileattr.has_flags(node):
             fileattr.copy(stack.prefix, source, workdir.fd, draft)
         indexed = index.name_of(stack, source.layer.fd, source.path, status) is not None
@@ -192,20 +192,24 @@ def _sync(work_fd: int, draft: str) -> None:
 
 
 def copy_attributes(
-    prefix: str, source: Place, status: os.stat_result, dir_fd: int, copy: str
+    stack: LayerStack, source: Place, status: os.stat_result, dir_fd: int, copy: str
 ) -> None:
     """Give a new file the owner, attributes, mode and times of the one at source.
 
     In this order: a change of owner drops set-id bits and capabilities.
     """
-    if (os.geteuid(), os.getegid()) != (status.st_uid, status.st_gid):
+    owners = writable(stack).owners
+    if not owners and (os.geteuid(), os.getegid()) != (status.st_uid, status.st_gid):
         os.chown(copy, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
     for name in system.list_xattr(source.layer.fd, source.path):
-        if markers.in_union(prefix, name) is not None:
+        if markers.in_union(stack.prefix, name) is not None and name != source.layer.owners:
             value = system.get_xattr(source.layer.fd, source.path, name)
             if value is not None:
                 set_attribute(dir_fd, copy, name, value)
-    if not stat.S_ISLNK(status.st_mode):
+    if owners and override.has(status):
+        override.put(dir_fd, copy, owners, status.st_uid, status.st_gid, status.st_mode)
+        os.chmod(copy, override.on_disk(status.st_mode), dir_fd=dir_fd)
+    elif not stat.S_ISLNK(status.st_mode):
         os.chmod(copy, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(copy, ns=times, dir_fd=dir_fd, follow_symlinks=False)

@@ -105,6 +105,7 @@ class Row:
 
     opposite: the flag that takes it back, as `rw` does `ro`.
     kernel, fuse: whether that backend can honour it. not_kernel: a value that the kernel cannot.
+    by_fuse: values that FUSE can, of an option that it cannot honour otherwise.
     """
 
     kind: _Kind
@@ -113,6 +114,7 @@ class Row:
     kernel: bool
     fuse: bool
     not_kernel: Any
+    by_fuse: tuple[Any, ...]
 
 
 def _option(
@@ -124,8 +126,9 @@ def _option(
     kernel: bool = True,
     fuse: bool = True,
     not_kernel: Any = None,
+    by_fuse: tuple[Any, ...] = (),
 ) -> _T:
-    row = Row(kind, text, opposite, kernel, fuse, not_kernel)
+    row = Row(kind, text, opposite, kernel, fuse, not_kernel, by_fuse)
     field: _T = dataclasses.field(default=default, metadata={"row": row})
     return field
 
@@ -175,10 +178,17 @@ class MountOptions:
         "until `work/incompat/volatile` in the work directory is removed.",
     )
     nfs_export: bool = _option(
-        False, _ON_OFF, "File handles that outlive the mount, for NFS.", fuse=False
+        False,
+        _ON_OFF,
+        "File handles that outlive the mount, for NFS; by FUSE they end with its program.",
+        fuse=False,
     )
     uuid: str | None = _option(
-        None, _words("null", "off", "on", "auto"), "The UUID that statfs gives.", fuse=False
+        None,
+        _words("null", "off", "on", "auto"),
+        "The UUID that statfs gives. By FUSE there is none: `null`, `off` and `auto`.",
+        fuse=False,
+        by_fuse=("null", "off", "auto"),
     )
     xino: str | None = _option(
         None,
@@ -187,7 +197,11 @@ class MountOptions:
         "always so by FUSE.",
     )
     verity: str | None = _option(
-        None, _words("off", "on", "require"), "fs-verity digests in metacopy files.", fuse=False
+        None,
+        _words("off", "on", "require"),
+        "fs-verity digests in metacopy files. FUSE checks none: `off`.",
+        fuse=False,
+        by_fuse=("off",),
     )
 
     layer_index: str | None = _option(
@@ -219,10 +233,12 @@ class MountOptions:
     xattr_permissions: int = _option(
         0,
         _choice({"0": 0, "1": 1, "2": 2}),
-        "Keep owner and mode in an attribute: `1` `user.containers.override_stat` as root, "
-        "`2` `user.fuseoverlayfs.override_stat`.",
+        "Keep owner, group and mode of files and directories in an attribute, for users who may "
+        "not give files away: `1` in `security.fuseoverlayfs.override_stat`, which asks for root, "
+        "`2` in `user.fuseoverlayfs.override_stat`, or `user.containers.override_stat` where "
+        "upper's root has that. Lower layers are read so where their root has any of them. No "
+        "access control lists.",
         kernel=False,
-        fuse=False,
     )
     writeback: bool = _option(
         True, _0_1, "`0`: no writes gathered in the kernel's cache.", kernel=False
@@ -290,7 +306,7 @@ class MountOptions:
         """The names of options asked for that this backend cannot honour."""
         asked = ((name, value, OPTIONS[name]) for name, value in _asked_for(self))
         if backend == "fuse":
-            return [name for name, _, row in asked if not row.fuse]
+            return [name for name, value, row in asked if not row.fuse and value not in row.by_fuse]
         return [
             name if value != row.not_kernel else f"{name}={row.kind.write(value)}"
             for name, value, row in asked
@@ -312,6 +328,8 @@ _OWN_CACHE: Final = "the kernel's cache is kept right without it"
 WITHOUT_EFFECT: Final[dict[str, str]] = {
     "default_permissions": "always in force",
     "defaults": "the defaults are in force",
+    "override_creds": "layers are read and written with the rights of who mounts",
+    "nooverride_creds": "layers are read and written with the rights of who mounts",
     "nonempty": "a target need not be empty",
     "subtype": "always unionmount",
     "blkdev": "there is no block device",

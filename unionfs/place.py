@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import final
 
-from unionfs import markers, system
+from unionfs import markers, override, system
 from unionfs.layerindex import LayerIndex
 
 
@@ -19,7 +19,8 @@ class Layer:
         process may, a lower one through a read-only mount, so that nothing can change it.
     index: its position, as the kernel counts: the upper is 0, the lower layers follow from 1.
     device: the st_dev of its files. writable: True for the upper layer alone. known: its index,
-        where it has one (`layerindex`).
+        where it has one (`layerindex`). owners: the attribute that says whom its files belong to,
+        where one does (`override`).
     """
 
     path: str
@@ -28,6 +29,7 @@ class Layer:
     device: int
     writable: bool
     known: LayerIndex | None = None
+    owners: str | None = None
 
 
 @final
@@ -76,10 +78,9 @@ def join(directory: str, name: str) -> str:
 
 
 def lstat(layer: Layer, path: str) -> os.stat_result:
-    """lstat(2) of a path in a layer."""
-    if path:
-        return os.stat(path, dir_fd=layer.fd, follow_symlinks=False)
-    return os.stat(layer.fd)
+    """lstat(2) of a path in a layer, with the owner and mode that the layer gives it."""
+    status = os.stat(path, dir_fd=layer.fd, follow_symlinks=False) if path else os.stat(layer.fd)
+    return override.applied(layer.fd, path, layer.owners, status) if layer.owners else status
 
 
 def lstat_or_none(layer: Layer, path: str) -> os.stat_result | None:

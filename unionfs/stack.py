@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, final
 
-from unionfs import index, layerindex, markers, system
+from unionfs import index, layerindex, markers, override, system
 from unionfs.inodes import Numbers
 from unionfs.lower import Memory
 from unionfs.options import MountOptions
@@ -104,10 +104,10 @@ class LayerStack:
         opened: list[Layer] = []
         try:
             if upper is not None and work is not None:
-                self.upper = _opened(upper, "upper", 0, opened)
+                self.upper = _opened(upper, "upper", 0, opened, options.xattr_permissions)
                 self.work = _directory(work, "work")
             for number, path in enumerate(lower, 1):
-                _opened(path, "lower", number, opened)
+                _opened(path, "lower", number, opened, options.xattr_permissions)
             self.layers: tuple[Layer, ...] = tuple(opened)
             self.lower: tuple[Layer, ...] = self.layers[1:] if self.upper else self.layers
             for number, path in enumerate(data, len(lower) + 1):
@@ -150,7 +150,7 @@ class LayerStack:
         """
         folder = self.options.layer_index
         with self.lock:
-            if folder is None or self._indexed:
+            if folder is None or self._indexed or self.options.xattr_permissions:
                 return
             self._indexed = True
             self.lower = tuple(_indexed(layer, folder, self.prefix) for layer in self.lower)
@@ -179,6 +179,8 @@ class LayerStack:
                     try:
                         if self.indexes:
                             self._prepare_index(workdir)
+                        if self.upper.owners:
+                            _keep_owners(self.upper, self.upper.owners)
                     except BaseException:
                         workdir.close()
                         raise
@@ -201,7 +203,8 @@ class LayerStack:
 
     def _open_index(self, path: str) -> None:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.index = Layer(path, fd, 0, os.fstat(fd).st_dev, writable=True)
+        owners = self.upper.owners if self.upper else None
+        self.index = Layer(path, fd, 0, os.fstat(fd).st_dev, writable=True, owners=owners)
 
     def release(self) -> None:
         """Give up the claim: another process may write from now on."""
@@ -248,13 +251,26 @@ def _indexed(layer: Layer, folder: str, prefix: str) -> Layer:
     return dataclasses.replace(layer, known=known)
 
 
-def _opened(path: str | os.PathLike[str], role: str, index: int, opened: list[Layer]) -> Layer:
-    """The layer at path, added to opened."""
+def _keep_owners(upper: Layer, name: str) -> None:
+    """Say by its root that an upper's files have their owners in an attribute."""
+    if system.get_xattr(upper.fd, "", name) is None:
+        status = os.stat(upper.fd)
+        override.put(upper.fd, "", name, status.st_uid, status.st_gid, status.st_mode)
+
+
+def _opened(
+    path: str | os.PathLike[str], role: str, index: int, opened: list[Layer], kept: int = 0
+) -> Layer:
+    """The layer at path, added to opened. kept: the option xattr_permissions."""
     name = _directory(path, role)
     fd = system.clone_mount(name) if role == "lower" else None
     if fd is None:
         fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, writable=role == "upper"))
+    upper = role == "upper"
+    owners = None
+    if kept:
+        owners = override.attribute_for(fd, kept) if upper else override.attribute_of(fd)
+    opened.append(Layer(name, fd, index, os.fstat(fd).st_dev, writable=upper, owners=owners))
     return opened[-1]
 
 

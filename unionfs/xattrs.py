@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs import fileattr, markers, system
+from unionfs import fileattr, markers, override, system
 from unionfs.copyup import copy_up, is_in_upper, writable
 from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
@@ -25,7 +25,14 @@ def get(stack: LayerStack, node: Node, name: str, opened: int | None = None) -> 
 
     Raises OSError: ENODATA, EOPNOTSUPP.
     """
+    _check_shown(stack, name, errno.ENODATA)
     return system.read_xattr(*_where(stack, node, opened), markers.on_disk(stack.prefix, name))
+
+
+def _check_shown(stack: LayerStack, name: str, number: int) -> None:
+    """The attribute that says whom a layer's files belong to is not the union's."""
+    if stack.options.xattr_permissions and name in override.NAMES:
+        raise OSError(number, os.strerror(number), name)
 
 
 def _where(stack: LayerStack, node: Node, opened: int | None) -> tuple[int, str]:
@@ -39,7 +46,8 @@ def names(stack: LayerStack, node: Node, opened: int | None = None) -> list[str]
     """The names of all attributes. opened: as for `get`."""
     listed = system.list_xattr(*_where(stack, node, opened))
     shown = (markers.in_union(stack.prefix, name) for name in listed)
-    return [name for name in shown if name is not None]
+    hidden = override.NAMES if stack.options.xattr_permissions else ()
+    return [name for name in shown if name is not None and name not in hidden]
 
 
 def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) -> None:
@@ -49,6 +57,7 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     """
     writable(stack)
     fileattr.refuse(stack, node)
+    _check_shown(stack, name, errno.EPERM)
     _check_kind(node, name)
     copy_up(stack, node, data=False)
     place = top(stack, node)
@@ -63,6 +72,7 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     """
     writable(stack)
     fileattr.refuse(stack, node)
+    _check_shown(stack, name, errno.EPERM)
     _check_kind(node, name)
     if not is_in_upper(stack, node, data=False):
         get(stack, node, name)

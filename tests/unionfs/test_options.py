@@ -139,6 +139,7 @@ def test_options_that_a_backend_lacks_are_told() -> None:
     options = MountOptions(uidmapping=((0, 1, 1),), squash_to_uid=0, fsync="0", verity="on")
     assert options.not_by("overlayfs") == ["fsync=0", "uidmapping", "squash_to_uid"]
     assert options.not_by("fuse") == ["verity"]
+    assert parse("verity=off,uuid=auto,nfs_export=off").options.not_by("fuse") == []
 
 
 @pytest.mark.parametrize(
