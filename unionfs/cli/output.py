@@ -7,6 +7,7 @@ line, since it takes as long as all else together.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -76,6 +77,8 @@ def complain(message: str) -> None:
 def describe(error: OSError) -> str:
     """An error in words: what it is about, then what is wrong."""
     words = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        words += "; make room, and try again"
     return f"{error.filename}: {words}" if error.filename else words
 
 

@@ -211,7 +211,11 @@ class Blobs:
         """The file that holds the content. Raises NotFound."""
         if digest not in self:
             raise NotFound("the store has no such blob; pull or import it", digest)
-        return self._folders.blob(digest)
+        place = self._folders.blob(digest)
+        if not os.path.exists(place):
+            message = "its file is gone; run: unionmount store verify --repair, and pull it again"
+            raise NotFound(message, digest)
+        return place
 
     def size(self, digest: str) -> int:
         """In bytes. Raises NotFound."""
