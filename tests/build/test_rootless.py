@@ -16,6 +16,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the test makes namesp
 DOCKERFILE = """
 FROM box
 COPY --chmod=750 program /bin/program
+RUN --mount=target=/context --mount=type=cache,target=/cache --mount=type=tmpfs,target=/memory \\
+    cat /context/program > /cache/kept && echo > /memory/new
+RUN <<EOF
+#!/bin/sh
+test ! -e /context && test ! -e /memory
+EOF
 RUN echo "made by $(id -u)" > /made && rm /app
 CMD cat /made
 """
