@@ -146,7 +146,7 @@ def _reported(kind: Kind, path: str, message: str, repair: _Repair | None, wante
 
 _KNOWN: Final = {
     *(markers.OPAQUE, markers.REDIRECT, markers.IMPURE, markers.ORIGIN, markers.WHITEOUT),
-    *(markers.METACOPY, markers.NLINK, markers.UPPER, "uuid", "protattr"),
+    *(markers.METACOPY, markers.NLINK, markers.UPPER, "uuid", markers.PROTATTR),
 }
 _DECISIVE: Final = (markers.OPAQUE, markers.REDIRECT, markers.WHITEOUT, markers.METACOPY)
 """The marks that change the tree."""
