@@ -23,7 +23,7 @@ from unionfs.cli.output import (
     print_json,
     print_line,
 )
-from unionfs.explain import Explanation, LayerView, explain
+from unionfs.explanation import Explanation, LayerView, explain
 from unionfs.layers import Change, changes
 from unionfs.place import Place
 from unionfs.resolve import resolve, top

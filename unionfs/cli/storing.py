@@ -19,8 +19,6 @@ from typing import Any, Final, TypeVar, cast
 
 import click
 
-from unionfs.store import Store
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _VARIABLE: Final = "UNIONMOUNT_STORE"
@@ -52,6 +50,8 @@ def store_option(command: _F) -> _F:
         root = os.path.abspath(directory or default_store())
         if os.geteuid() != 0:
             _become_root(root)
+        from unionfs.store import Store  # not for those who take the directory alone
+
         with Store(root) as store:
             return command(store=store, **rest)
 
