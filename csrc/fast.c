@@ -553,12 +553,22 @@ static PyObject *table_set_last(Table *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* start(device, socket): what the threads are to use. */
+/* start(device, init): what the threads are to use; the descriptor for pyfuse3, ours no more.
+ * init: the first message that it is to find there, or None. */
 static PyObject *table_start(Table *self, PyObject *args)
 {
-    if (!PyArg_ParseTuple(args, "ii:start", &self->session.device, &self->session.socket))
+    const char *init;
+    Py_ssize_t size;
+    int pair[2];
+
+    if (!PyArg_ParseTuple(args, "iz#:start", &self->session.device, &init, &size))
         return NULL;
-    Py_RETURN_NONE;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == -1)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    self->session.socket = pair[0];
+    if (init && send(pair[0], init, (size_t)size, MSG_NOSIGNAL) == -1)
+        return PyErr_SetFromErrno(PyExc_OSError); /* the process ends */
+    return PyLong_FromLong(pair[1]);
 }
 
 static PyObject *ran(int failed)

@@ -13,7 +13,7 @@ struct ufs_session {
     struct ufs_table table;
     struct ufs_asked asked;
     int device; /* /dev/fuse; not ours to close */
-    int socket; /* to pyfuse3; not ours to close */
+    int socket; /* to pyfuse3; open as long as the threads may use it: to the process' end */
     bool passthrough, writeback, xattrs, syncs;
     uint64_t seconds; /* that the kernel may keep what it is told */
     uint32_t nanoseconds;

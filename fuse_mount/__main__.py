@@ -13,11 +13,7 @@ from unionfs.options import OptionError, parse_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Mount what the arguments say, those of this process if None; the exit code.
-
-    In the background it returns in both processes: in the caller's once the mount answers, in the
-    new one when it was unmounted.
-    """
+    """Mount what the arguments say, those of this process if None; see `serve`."""
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)
     except OptionError as error:

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn, final
 
-import pyfuse3
-
 from fuse_mount.inodes import ROOT_ID, File, Inode, Inodes
+from fuse_mount.terms import Terms
 from unionfs import markers, resolve, system
 from unionfs.place import Place
 from unionfs.resolve import Node
@@ -46,6 +46,23 @@ _Facts = tuple[int, int, int, int, tuple[tuple[int, str], ...], bytes | None]
 _DIRECTORIES_MAX: Final = 64
 """How many directories that requests used last stay nodes, for what the library knows of those."""
 _SYS_ADMIN: Final = 21
+_ALWAYS: Final = 1e9
+"""Seconds that the kernel may keep what does not change behind its back."""
+
+
+def decide(stack: LayerStack) -> Terms:
+    """The terms of a stack's mount."""
+    options = stack.options
+    fast = serves(stack)
+    passthrough = fast and options.passthrough and may_pass_through()
+    return Terms(
+        # with xattr_permissions, a list would change the mode on disk, not the one that is shown
+        acl=not (options.noacl or options.noxattrs or options.xattr_permissions),
+        writeback=options.writeback and stack.upper is not None and not passthrough,
+        timeout=_ALWAYS if options.timeout is None else options.timeout,
+        fast=fast,
+        passthrough=passthrough,
+    )
 
 
 def serves(stack: LayerStack) -> bool:
@@ -81,24 +98,14 @@ def may_pass_through() -> bool:
 class TableInodes(Inodes):
     """The inodes of a stack in C's table.
 
-    find: the inode at a name that only the library can look up. copy_up: makes upper hold a
-        directory.
-    passthrough, writeback: what the mount and the kernel have agreed on.
+    terms: what the mount and the kernel agree on.
     """
 
-    def __init__(
-        self,
-        stack: LayerStack,
-        find: Callable[[Inode, str], Inode | None],
-        copy_up: Callable[[Inode], None],
-        *,
-        timeout: float,
-        passthrough: bool,
-        writeback: bool,
-    ) -> None:
+    def __init__(self, stack: LayerStack, terms: Terms) -> None:
         self._stack = stack
-        self._find = find
-        self._copy_up = copy_up
+        self._attached = threading.Event()
+        self._find: Callable[[Inode, str], Inode | None]
+        self._copy_up: Callable[[Inode], None]
         self._users = 0
         self._loaded: dict[int, Inode] = {}
         self._nodes: dict[Node, Inode] = {}
@@ -119,15 +126,26 @@ class TableInodes(Inodes):
             work=stack.claim().fd if stack.claimed else -1,
             durable=not options.volatile,
             strict=options.fsync == "strict",
-            passthrough=passthrough,
-            writeback=writeback,
+            passthrough=terms.passthrough,
+            writeback=terms.writeback,
             xattrs=not (options.noxattrs or options.noacl),
             syncs=options.syncs,
-            timeout=timeout,
+            timeout=terms.timeout,
         )
         self._keep(ROOT_ID, root)
         self._write_back()
         self.root = self._loaded[ROOT_ID]
+
+    def attach(
+        self, find: Callable[[Inode, str], Inode | None], copy_up: Callable[[Inode], None]
+    ) -> None:
+        """Say who does what C asks for, which waits for it.
+
+        find: the inode at a name that only the library can look up. copy_up: makes upper hold a
+        directory.
+        """
+        self._find, self._copy_up = find, copy_up
+        self._attached.set()
 
     def _filesystems(self) -> list[tuple[int, int, int, bytes]]:
         """Device, mask of numbers, a root to open handles by, and UUID of each."""
@@ -247,7 +265,9 @@ class TableInodes(Inodes):
             self.table.lock()
 
     def hand_back(self) -> NoReturn:
-        raise pyfuse3.FUSEError(_fast.REDO)
+        from pyfuse3 import FUSEError
+
+        raise FUSEError(_fast.REDO)
 
     def _ask(self, parent: int, name: bytes) -> int:
         """Called by C, which holds the lock: the ID at a name, 0 for none, or -errno.
@@ -275,6 +295,7 @@ class TableInodes(Inodes):
 
     def _for_c(self, work: Callable[[], int]) -> int:
         """Do what C asks for, which holds the lock; its result, or -errno."""
+        self._attached.wait()
         self._users += 1
         try:
             return work()

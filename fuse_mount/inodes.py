@@ -7,11 +7,9 @@ and a node may change it. The kernel counts its look-ups, and forgets; an inode 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final, final
-
-import pyfuse3
 
 from unionfs.inodes import FileId, file_id
 from unionfs.resolve import Node
@@ -62,6 +60,11 @@ class Inodes:
         self._next = ROOT_ID
         self.root = self._add(root)
         self.root.lookups = 1
+
+    def attach(
+        self, find: Callable[[Inode, str], Inode | None], copy_up: Callable[[Inode], None]
+    ) -> None:
+        """Say who looks names up, and makes upper hold a directory, for inodes that do so."""
 
     def __getitem__(self, number: int) -> Inode:
         return self._by_id[number]
@@ -159,6 +162,8 @@ class Inodes:
 
     def invalidate(self, inode: Inode) -> None:
         """Have the kernel ask for an inode's attributes again, before it gets our reply."""
+        import pyfuse3
+
         with suppress(OSError):  # ENOENT: the kernel has forgotten it
             pyfuse3.invalidate_inode(inode.id, attr_only=True)
 

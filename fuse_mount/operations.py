@@ -20,7 +20,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, final
 
 import pyfuse3
 import trio
@@ -34,8 +34,9 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from fuse_mount import accelerate, owners
+from fuse_mount import owners
 from fuse_mount.inodes import File, Inode, Inodes
+from fuse_mount.terms import Terms
 from unionfs import (
     changes,
     copyup,
@@ -50,16 +51,11 @@ from unionfs import (
 )
 from unionfs.stack import LayerStack
 
-if TYPE_CHECKING:
-    from fuse_mount._fast import Table
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 log = logging.getLogger(__name__)
 
-_ALWAYS: Final = 1e9
-"""Seconds that the kernel may keep what does not change behind its back."""
 _AT_ONCE: Final = 256 << 10
 """Bytes that are copied while other requests wait; more is left to another thread."""
 _FOR_LAYERS: Final = (
@@ -120,56 +116,28 @@ class _Directory:
 
 @final
 class Operations(pyfuse3.Operations):
-    """The filesystem over a stack, which it does not close.
+    """The filesystem over a stack, neither of which it closes. inodes: of that stack."""
 
-    passthrough: whether the kernel may read and write layers' files without us.
-    """
-
-    def __init__(self, stack: LayerStack) -> None:
+    def __init__(self, stack: LayerStack, terms: Terms, inodes: Inodes) -> None:
         super().__init__()
         self._stack = stack
-        options = stack.options
-        # A list would change the mode on disk, not the one that is shown.
-        self._no_acl = options.noacl or options.noxattrs or bool(options.xattr_permissions)
-        self.enable_acl = not self._no_acl
         self._owners = stack.upper.owners if stack.upper else None
-        fast = accelerate.serves(stack)
-        self.passthrough = fast and options.passthrough and accelerate.may_pass_through()
-        self.enable_writeback_cache = (
-            options.writeback and stack.upper is not None and not self.passthrough
-        )
+        self._no_acl = not terms.acl
+        self._timeout = terms.timeout
+        self.enable_acl = terms.acl
+        self.enable_writeback_cache = terms.writeback
         self.supports_dot_lookup = False
-        self._timeout = _ALWAYS if options.timeout is None else options.timeout
-        self._users = owners.users(options)
-        self._groups = owners.groups(options)
-        self.inodes = (
-            accelerate.TableInodes(
-                stack,
-                self.find,
-                self._copy_up_directory,
-                timeout=self._timeout,
-                passthrough=self.passthrough,
-                writeback=self.enable_writeback_cache,
-            )
-            if fast
-            else Inodes(resolve.root(stack))
-        )
+        self._users = owners.users(stack.options)
+        self._groups = owners.groups(stack.options)
+        self.inodes = inodes
+        inodes.attach(self.find, self._copy_up_directory)
         self._directories: dict[int, _Directory] = {}
         self._next_directory = 1
         self._copying: dict[Inode, trio.Lock] = {}
 
-    @property
-    def table(self) -> Table | None:
-        """C's table of the inodes, where it answers what it can."""
-        return self.inodes.table if isinstance(self.inodes, accelerate.TableInodes) else None
-
     def init(self) -> None:
         """Called by pyfuse3 in the thread that will answer."""
         system.keep_capabilities()
-
-    def close(self) -> None:
-        """Close what the kernel has left open."""
-        self.inodes.close()
 
     # Replies.
 

@@ -5,68 +5,79 @@ one line on standard error and exit code 1, with nothing left mounted. The calle
 when the mount answers. What serves the mount holds nothing of the caller's: no descriptor, no
 folder, no terminal.
 
-Signals are blocked from the mount on until the loop handles them: none can leave a dead mount.
+Signals are blocked from the mount on, until `service` handles them: none can leave a dead mount.
 
-Cost: nothing that grows with the layers' files. pyfuse3 and trio, most of the start's time, are
-imported when the command line and the layers have been found good.
+Cost: nothing that grows with the layers' files. Where C answers, pyfuse3 and trio, most of the
+start's time, are imported once the mount answers; else, when the layers have been found good.
+Who waits for the end of a process waits for no interpreter: it ends when its work is done.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Final, final
 
-from unionfs import mount_api
+from fuse_mount import accelerate, device
+from fuse_mount.answering import Answering
+from fuse_mount.inodes import Inodes
+from fuse_mount.terms import Terms, agree
+from unionfs import resolve, system
 from unionfs.mounting import check_target, is_dead, unmount
-from unionfs.options import WITHOUT_EFFECT, Command, MountOptions, OptionError
+from unionfs.options import Command, MountOptions, OptionError
 from unionfs.overlayfs import MountError
 from unionfs.stack import LayerStack
-
-if TYPE_CHECKING:
-    from fuse_mount.device import Connection
+from unionfs.workdir import mount_table, unescaped
 
 _MOMENT: Final = 2.0
 """Seconds within which the program of a mount that was taken down ends."""
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-log = logging.getLogger(__name__)
+_LATER_DESCRIPTORS: Final = 24
+"""More than pyfuse3, trio and the sockets to them open."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Those that take the mount down."""
 
 
 def serve(command: Command) -> int:
-    """Mount, and answer until it is unmounted; the exit code.
+    """Mount, and answer until it is unmounted; returns 1 where it could not be mounted.
 
-    0 when it was unmounted, from outside or by SIGTERM, SIGINT or SIGHUP; 1, after a line on
-    standard error, when it could not be mounted. Without `-f` this forks: the caller's process
-    returns when the mount answers, the new one when it was unmounted.
+    Then a line on standard error says why. Else the process ends in here: with 0 when it was
+    unmounted, from outside or by SIGTERM, SIGINT or SIGHUP. Without `-f` that is a new process;
+    the caller's ends with 0 when the mount answers.
     """
     with ExitStack() as held:
         try:
             inherited = _descriptors()
             _raise_limit()
-            streams = _streams(command, held)
+            streams = _streams(command.log, held)
             target = check_target(command.target)
             below = os.stat(target).st_dev
             stack = _stack(command, held)
-            connection = _mount(stack, target, streams, held)
+            mounted = _mount(stack, target, streams, held)
         except (OptionError, OSError, ImportError, RuntimeError) as error:
             complain(error)
             return 1
         if not command.foreground:
             if os.fork():
                 held.pop_all()  # the new process' now
-                connection.disown()
-                return _await_answer(target, below)
+                os.close(mounted.device)
+                code = _await_answer(target, below)
+                sys.stderr.flush()
+                os._exit(code)  # the caller waits for no interpreter either
             _detach(inherited, streams)
-        return _run(connection, target)
+        os.umask(0)  # the kernel's requests carry modes as they shall be
+        answering = _answering(mounted)
+        from fuse_mount import service
+
+        service.open_log(command, streams[2])
+        code = service.run(mounted, answering, held)
+    os._exit(code)
 
 
 def complain(error: Exception) -> None:
@@ -90,26 +101,14 @@ def _raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _streams(command: Command, held: ExitStack) -> tuple[int, int, int]:
-    """Log to the file that was named, else to standard error.
-
-    Gives what the standard streams are to be in the background: libfuse prints what is wrong, which
-    belongs in the log.
-    """
+def _streams(log: str | None, held: ExitStack) -> tuple[int, int, int]:
+    """What the standard streams are to be in the background: the log takes what libfuse prints."""
     null = os.open(os.devnull, os.O_RDWR)
     held.callback(os.close, null)
-    stream, errors = sys.stderr, null
-    if command.log:
-        file = open(command.log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        stream = held.enter_context(file)
-        errors = stream.fileno()
-    logging.basicConfig(
-        stream=stream,
-        level=logging.DEBUG if command.parsed.options.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for name in command.parsed.ignored:
-        log.debug("option %s has no effect: %s", name, WITHOUT_EFFECT.get(name, "not for us"))
+    if log is None:
+        return null, null, null
+    errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    held.callback(os.close, errors)
     return null, null, errors
 
 
@@ -155,27 +154,74 @@ def _settled(command: Command) -> MountOptions:
     )
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """What is mounted, and not answered yet.
+
+    number: the st_dev of its files. device: its /dev/fuse. request: INIT, for libfuse.
+    """
+
+    stack: LayerStack
+    target: str
+    number: int
+    terms: Terms
+    inodes: Inodes
+    device: int
+    request: bytes | None
+
+
 def _mount(
     stack: LayerStack, target: str, streams: tuple[int, int, int], held: ExitStack
-) -> Connection:
+) -> Mounted:
     """All that can fail, the mount last."""
-    from fuse_mount.device import Connection
-    from fuse_mount.operations import Operations
+    terms = accelerate.decide(stack)
+    inodes: Inodes
+    if terms.fast:
+        _check_later()
+        inodes = accelerate.TableInodes(stack, terms)
+    else:
+        import fuse_mount.operations  # noqa: F401
 
-    options = stack.options
-    operations = Operations(stack)
-    held.callback(operations.close)
+        inodes = Inodes(resolve.root(stack))
+    held.callback(inodes.close)
     held.callback(_clear, target)
-    words = {name for name in ("debug", "allow_root") if getattr(options, name)}
-    connection = Connection(
-        operations, words, operations.table, passthrough=operations.passthrough
-    )
-    held.callback(connection.close)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    connection.mount(target, options)
-    if options.auto_unmount:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mount = device.mount(target, stack.options)
+    held.callback(os.close, mount)
+    request = agree(mount, terms)
+    if stack.options.auto_unmount:
         _watch(target, streams)
-    return connection
+    return Mounted(stack, target, _number(target), terms, inodes, mount, request)
+
+
+def _number(target: str) -> int:
+    """The st_dev of what was mounted on target last, which need not answer; 0 where nothing is."""
+    for line in reversed(mount_table()):
+        _, _, number, _, place, _ = line.split(" ", 5)
+        if unescaped(place) == target:
+            return os.makedev(*map(int, number.split(":")))
+    return 0
+
+
+def _answering(mounted: Mounted) -> Answering | None:
+    """C's answers, begun; None where pyfuse3 is to give them all."""
+    if not isinstance(mounted.inodes, accelerate.TableInodes):
+        return None
+    system.keep_capabilities()
+    answering = Answering(mounted.inodes.table, mounted.device, mounted.request)
+    answering.start()
+    return answering
+
+
+def _check_later() -> None:
+    """Raise now what importing and starting pyfuse3 and trio would once the mount answers."""
+    for module in ("pyfuse3", "trio"):
+        if find_spec(module) is None:
+            raise ImportError(f"no package {module}; install unionmount anew")
+    with ExitStack() as opened:
+        for _ in range(_LATER_DESCRIPTORS):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def _clear(target: str) -> None:
@@ -201,7 +247,7 @@ def _watch(target: str, streams: tuple[int, int, int]) -> None:
 
 def _await_answer(target: str, below: int) -> int:
     """In the caller's process: wait until the mount answers. below: the device under it."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         died = os.stat(target).st_dev == below
     except OSError:
@@ -220,55 +266,3 @@ def _detach(descriptors: set[int], streams: tuple[int, int, int]) -> None:
         os.dup2(fd, standard)
     for fd in descriptors:
         os.close(fd)
-
-
-def _run(connection: Connection, target: str) -> int:
-    """Answer until the end; the exit code."""
-    import trio
-
-    os.umask(0)  # the kernel's requests carry modes as they shall be
-    try:
-        trio.run(_answer, connection, target)
-    except Exception:
-        log.exception("%s: the mount failed", target)
-        return 1
-    log.info("%s: unmounted", target)
-    return 0
-
-
-async def _answer(connection: Connection, target: str) -> None:
-    import trio
-
-    await connection.negotiate()
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_attend, signals, target)
-            await connection.answer()
-            nursery.cancel_scope.cancel()
-
-
-async def _attend(signals: AsyncIterator[int], target: str) -> None:
-    """What is done beside answering; in threads, as it has to be answered itself."""
-    import pyfuse3
-    import trio
-
-    own = (await trio.to_thread.run_sync(os.stat, target)).st_dev
-    log.info("%s: mounted", target)
-    number = await anext(signals)
-    log.info("%s: %s", target, signal.Signals(number).name)
-    await trio.to_thread.run_sync(_take_down, target, own)
-    pyfuse3.terminate()
-
-
-def _take_down(target: str, own: int) -> None:
-    """Unmount, or detach what is in use once its data is written out. own: our device number."""
-    if os.stat(target).st_dev != own:
-        return  # it was detached already, or something was mounted over it
-    try:
-        unmount(target)
-    except MountError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        mount_api.sync(target)
-        unmount(target, lazy=True)

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -82,6 +81,8 @@ def discard(stack: LayerStack, name: str) -> None:
     try:
         os.unlink(name, dir_fd=_fd(stack))
     except IsADirectoryError:
+        import shutil
+
         shutil.rmtree(name, dir_fd=_fd(stack))
 
 

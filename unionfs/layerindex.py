@@ -28,7 +28,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 import zlib
 from dataclasses import dataclass
 from typing import Final, final
@@ -231,6 +230,8 @@ def build(folder: str, root_fd: int, prefix: str) -> None:
     if _identity(root_fd, prefix) != identity:
         raise OSError(errno.EBUSY, "the layer is changing; index it when it is at rest")
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    import tempfile
+
     fd, draft = tempfile.mkstemp(dir=folder)
     try:
         with open(fd, "wb") as file:

@@ -2,7 +2,8 @@
 
 What a kernel can mount is found out by trying, never from its version: it refuses before anything
 is attached, and says why. The FUSE filesystem is a child process of its own, so that this library
-does not depend on it and the mount outlives its caller.
+does not depend on it and the mount outlives its caller. That process uses this module too, and
+nothing that starts one: functions import that when they need it.
 
 Rules: mount_namespaces(7), proc_pid_mountinfo(5), fusermount3(1).
 """
@@ -11,16 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import os
-import select
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, final
 
@@ -35,7 +32,7 @@ from unionfs.options import (
 )
 from unionfs.overlayfs import SOURCE, MountError, mount_overlay
 from unionfs.stack import LayerStack
-from unionfs.workdir import unescaped
+from unionfs.workdir import mount_table, unescaped
 
 Backend = Literal["overlayfs", "fuse"]
 
@@ -176,6 +173,9 @@ def check_target(target: str | os.PathLike[str]) -> str:
 
 def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
     """Mount in a child process. Raises MountError, which says why it had to be FUSE."""
+    import importlib.util
+    import subprocess
+
     lost = stack.options.not_by("fuse")
     if lost:
         raise MountError(errno.EINVAL, f"FUSE has no option {', '.join(lost)} ({why})", target)
@@ -186,7 +186,7 @@ def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
     if found is None or not found.submodule_search_locations:
         message = f"FUSE: the package fuse_mount is not installed; FUSE is needed as {why}"
         raise MountError(errno.ENOSYS, message, target)
-    home = str(Path(found.submodule_search_locations[0]).parent)
+    home = os.path.dirname(found.submodule_search_locations[0])
     options = render(
         stack.options,
         [layer.path for layer in stack.lower],
@@ -230,6 +230,8 @@ def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
 
     Raises MountError: EBUSY while it is in use, EINVAL where no union is mounted.
     """
+    import select
+
     path = os.path.realpath(target)
     backends = {active.backend for active in _table() if active.target == path}
     if not backends:
@@ -270,6 +272,8 @@ def _take_down(path: str, backends: set[Backend], lazy: bool) -> None:
 
 def _fusermount(target: str, lazy: bool) -> None:
     """Unmount a FUSE filesystem as the ordinary user who mounted it."""
+    import subprocess
+
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", target]
     try:
         child = subprocess.run(command, capture_output=True, check=False)
@@ -309,8 +313,8 @@ def is_dead(target: str) -> bool:
 
 def _table() -> Iterator[ActiveMount]:
     """The unions in /proc/self/mountinfo; the layers of FUSE ones are not in there."""
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        where, _, what = os.fsdecode(line).partition(" - ")
+    for line in mount_table():
+        where, _, what = line.partition(" - ")
         _, _, _, root, target, attributes, *_ = where.split(" ")
         kind, source, parameters = what.split(" ")
         if kind not in _TYPES or root != "/":
@@ -361,9 +365,10 @@ def _with_layers(active: ActiveMount, command: Command) -> ActiveMount:
 
 def _fuse_commands() -> Iterator[tuple[int, str, Command]]:
     """Process, target and command line of each FUSE mount program that runs."""
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                arguments = os.fsdecode(file.read()).split("\0")[:-1]
         except OSError:
             continue  # it has ended
         names = [os.path.basename(argument) for argument in arguments[:5]]
@@ -383,4 +388,4 @@ def _fuse_commands() -> Iterator[tuple[int, str, Command]]:
         ]
         # Without layers it is no mount either. Where it was started, in the background it has left.
         if parsed.lower and all(map(os.path.isabs, paths)):
-            yield int(process.name), os.path.realpath(command.target), command
+            yield int(process), os.path.realpath(command.target), command

@@ -16,13 +16,10 @@ mount(8); mount.fuse3(8).
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import getopt
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, final
 
 _T = TypeVar("_T")
@@ -491,6 +488,8 @@ def parse_command(arguments: Sequence[str]) -> Command:
 
     Raises OptionError.
     """
+    import getopt
+
     try:
         given, operands = getopt.gnu_getopt([*arguments], "fdso:", ["debug", "log="])
     except getopt.GetoptError as error:
@@ -543,7 +542,8 @@ def _asked_for(options: MountOptions) -> Iterator[tuple[str, Any]]:
 def _module_has(parameter: str) -> bool:
     """Whether the kernel's overlay module has a feature on where no option asks for it."""
     try:
-        return Path(f"/sys/module/overlay/parameters/{parameter}").read_text().strip() == "Y"
+        with open(f"/sys/module/overlay/parameters/{parameter}", encoding="ascii") as file:
+            return file.read().strip() == "Y"
     except OSError:
         return False
 
@@ -561,6 +561,8 @@ def _value(name: str, text: str | None) -> Any:
 
 
 def _nearest(name: str) -> str:
+    import difflib
+
     known = [*_LAYERS, *OPTIONS, *_OPPOSITES, *WITHOUT_EFFECT]
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else "; see docs/options.md for the known ones"

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from typing import Final
@@ -240,6 +239,8 @@ def _mount_by_page(stack: LayerStack, target: str) -> None:
         if fits:
             mount_api.mount(*arguments)
         else:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(1, initializer=_enter_descriptors) as thread:
                 thread.submit(mount_api.mount, *arguments).result()
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, final
 
 from unionfs import changes, copyup, fileattr, merge, resolve, system, xattrs
-from unionfs.explain import Explanation, explain
+from unionfs.explanation import Explanation, explain
 from unionfs.nodes import Nodes
 from unionfs.resolve import Node, walk
 from unionfs.stack import LayerStack

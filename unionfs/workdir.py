@@ -16,9 +16,7 @@ import fcntl
 import itertools
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, final
 
 from unionfs import markers, system
@@ -55,7 +53,7 @@ class WorkDir:
             with contextlib.suppress(FileNotFoundError):
                 os.chmod("work", 0o700, dir_fd=parent)  # the kernel leaves it closed
                 _check_compatible(work)
-                shutil.rmtree("work", dir_fd=parent)
+                _remove("work", parent)
             os.mkdir("work", 0o700, dir_fd=parent)
             self.fd = _opened("work", held, parent)
             try:
@@ -88,7 +86,7 @@ class WorkDir:
             try:
                 os.unlink(name, dir_fd=self.fd)
             except IsADirectoryError:
-                shutil.rmtree(name, dir_fd=self.fd)
+                _remove(name, self.fd)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[str]:
@@ -137,6 +135,16 @@ def _opened(path: str, held: contextlib.ExitStack, dir_fd: int | None = None) ->
     return fd
 
 
+def _remove(name: str, dir_fd: int) -> None:
+    """Remove a directory with all in it. Raises OSError."""
+    with contextlib.suppress(OSError):  # it is empty, unless a writer died
+        os.rmdir(name, dir_fd=dir_fd)
+        return
+    import shutil
+
+    shutil.rmtree(name, dir_fd=dir_fd)
+
+
 def _check_compatible(work: str) -> None:
     """As ovl_workdir_cleanup_recurse, in its words."""
     directory = os.path.join(work, INCOMPATIBLE)
@@ -169,11 +177,17 @@ def _check_marks(work_fd: int, prefix: str, upper: str) -> None:
 def _directories_of_the_kernel() -> set[str]:
     """The upper and work directories of the overlay mounts in this mount namespace."""
     found = set()
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        kind, _, parameters = os.fsdecode(line.partition(b" - ")[2]).split(" ", 2)
+    for line in mount_table():
+        kind, _, parameters = line.partition(" - ")[2].split(" ", 2)
         if kind == "overlay":
             found.update(re.findall(r"(?:^|,)(?:upper|work)dir=((?:\\.|[^,])*)", parameters))
     return {unescaped(path) for path in found}
+
+
+def mount_table() -> list[str]:
+    """The lines of /proc/self/mountinfo."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        return [os.fsdecode(line) for line in table.read().splitlines()]
 
 
 def unescaped(text: str) -> str:

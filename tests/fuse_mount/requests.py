@@ -17,6 +17,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from fuse_mount.accelerate import TableInodes, decide
 from fuse_mount.operations import Operations
 from tests.tree import build, directory, file, symlink
 from unionfs import LayerStack, MountOptions
@@ -122,13 +123,12 @@ def main(seed: int, count: int) -> None:
             LayerStack([f"{base}/lower"], f"{base}/upper", f"{base}/work", options=options)
         )
         stack.claim()
-        operations = Operations(stack)
-        table = operations.table
-        assert table is not None, "the C extension was not built"
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
-        (kernel, device), (ours, pyfuse3) = pairs
+        inodes = TableInodes(stack, decide(stack))
+        Operations(stack, decide(stack), inodes)
+        table = inodes.table
+        kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kernel.settimeout(30)
-        table.start(device.fileno(), ours.fileno())
+        pyfuse3 = socket.socket(fileno=table.start(device.fileno(), None))
         works = (table.serve, table.carry)
         threads = [threading.Thread(target=work, daemon=True) for work in works]
         threads.append(threading.Thread(target=_refuse, args=(pyfuse3,), daemon=True))

@@ -1,4 +1,4 @@
-"""The terms that `fuse_mount.device` agrees with the kernel, seen in what the kernel then asks.
+"""The terms that `fuse_mount.terms` agrees with the kernel, seen in what the kernel then asks.
 
 Each test watches the requests that a filesystem of its own gets.
 """
@@ -174,18 +174,16 @@ def test_a_mount_that_is_gone_before_it_was_answered(tmp_path: Path) -> None:
     script = """
 import sys
 import pyfuse3, trio
-from fuse_mount.device import Connection
+from fuse_mount.connection import Connection
+from fuse_mount.device import mount
+from fuse_mount.terms import Terms, agree
 from unionfs import mount_api
 from unionfs.options import MountOptions
 
-async def serve(connection):
-    await connection.negotiate()
-    await pyfuse3.main()
-
-connection = Connection(pyfuse3.Operations(), set())
-connection.mount(sys.argv[1], MountOptions())
+device = mount(sys.argv[1], MountOptions())
 mount_api.umount(sys.argv[1], lazy=False)
-trio.run(serve, connection)
+connection = Connection(pyfuse3.Operations(), set(), device, agree(device, Terms()))
+trio.run(connection.answer)
 connection.close()
 """
     command = [sys.executable, "-c", script, str(tmp_path)]

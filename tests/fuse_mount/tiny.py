@@ -14,7 +14,9 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
-from fuse_mount.device import Connection
+from fuse_mount.connection import Connection
+from fuse_mount.device import mount
+from fuse_mount.terms import Terms, agree
 from unionfs.options import parse
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -113,21 +115,23 @@ def _tell(line: str) -> None:
 
 
 async def _serve(connection: Connection) -> None:
-    await connection.negotiate()
     _tell("ready")
-    await pyfuse3.main()
+    await connection.answer()
 
 
 def main(target: str, text: str) -> None:
     """Serve until it is unmounted."""
     options = parse(text).options
     words = {name for name in ("allow_root", "debug") if getattr(options, name)}
-    connection = Connection(Tiny(), words)
+    tiny = Tiny()
+    terms = Terms(acl=tiny.enable_acl, writeback=tiny.enable_writeback_cache)
+    device = mount(target, options)
+    connection = Connection(tiny, words, device, agree(device, terms))
     try:
-        connection.mount(target, options)
         trio.run(_serve, connection)
     finally:
         connection.close()
+        os.close(device)
     _tell("unmounted")
 
 
