@@ -13,6 +13,7 @@
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -1880,6 +1881,22 @@ static int on_fsyncdir(struct turn *turn)
     return failed;
 }
 
+/* Of the top layer's filesystem, as overlayfs tells. */
+static int on_statfs(struct turn *turn)
+{
+    struct fuse_statfs_out *out = room(turn, sizeof *out);
+    struct statvfs found;
+
+    if (fstatvfs(turn->table->layers[0].fd, &found) == -1)
+        return -errno;
+    out->st = (struct fuse_kstatfs){
+        .blocks = found.f_blocks, .bfree = found.f_bfree, .bavail = found.f_bavail,
+        .files = found.f_files, .ffree = found.f_ffree, .bsize = (uint32_t)found.f_bsize,
+        .namelen = (uint32_t)found.f_namemax, .frsize = (uint32_t)found.f_frsize,
+    };
+    return 0;
+}
+
 /* What the kernel asks once and, told that we have none, never again. */
 static int on_nothing(struct turn *turn)
 {
@@ -1919,6 +1936,7 @@ static const struct handler handlers[] = {
     [FUSE_TMPFILE] = { on_tmpfile, sizeof(struct fuse_create_in), 0, true, false },
     [FUSE_LINK] = { on_link, sizeof(struct fuse_link_in), 1, true, false },
     [FUSE_RELEASE] = { on_release, sizeof(struct fuse_release_in), 0, true, false },
+    [FUSE_STATFS] = { on_statfs, 0, 0, false, false },
     [FUSE_FSYNC] = { on_fsync, sizeof(struct fuse_fsync_in), 0, false, false },
     [FUSE_GETXATTR] = { on_getxattr, sizeof(struct fuse_getxattr_in), 1, true, false },
     [FUSE_LISTXATTR] = { on_listxattr, sizeof(struct fuse_getxattr_in), 0, true, false },
