@@ -61,7 +61,7 @@ class Connection:
             await pyfuse3.main(min_tasks=_TASKS)
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_terminate_after, self._answering)
+            nursery.start_soon(_cancel_after, self._answering, nursery.cancel_scope)
             await pyfuse3.main(min_tasks=_TASKS)
             nursery.cancel_scope.cancel()
 
@@ -82,6 +82,6 @@ class Connection:
         pyfuse3.close(unmount=False)
 
 
-async def _terminate_after(answering: Answering) -> None:
+async def _cancel_after(answering: Answering, scope: trio.CancelScope) -> None:
     await trio.to_thread.run_sync(answering.end, abandon_on_cancel=True)
-    pyfuse3.terminate()
+    scope.cancel()  # it may not have begun, so that pyfuse3.terminate could be too early
