@@ -18,7 +18,7 @@ import pytest
 from tests.conformance.doors import DOORS, Door, Layers
 from tests.conformance.doors import Folder as Place
 from tests.tree import (
-    Seen,
+    Snapshot,
     acl,
     build,
     differences,
@@ -121,7 +121,7 @@ def _tell(door: str, folder: Path) -> dict[str, object]:
     build(layers.lower[0], LOWER)
     told: dict[str, object] = {}
 
-    def keep(when: str, seen: dict[str, Seen]) -> None:
+    def keep(when: str, seen: Snapshot) -> None:
         told.update({f"{when} {path}": node for path, node in seen.items()})
 
     with ExitStack() as held:
