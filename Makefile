@@ -6,6 +6,7 @@
 # make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make soak MINUTES=N   64 clients at one mount, whose memory and descriptors have to stay flat
+# make test-userns   the tests as an ordinary user, root in a user namespace of his own
 # make crashes   the mount program and the store killed at every step of every change
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
@@ -19,7 +20,7 @@ PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
 
-.PHONY: demo test check-c bench bench-layers bench-containers sanitize fuzz soak crashes pjdfstest \
+.PHONY: demo test test-userns check-c bench bench-layers bench-containers sanitize fuzz soak crashes pjdfstest \
 	fsx fsstress clients clean
 
 demo: $(VENV)/ready
@@ -29,6 +30,9 @@ test: $(VENV)/ready clients check-c
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest
+
+test-userns: $(VENV)/ready clients
+	$(PYTHON) -m tests.userns -rfs
 
 check-c: $(VENV)/ready
 	gcc $(WARNINGS) -fsyntax-only $$($(PYTHON) -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') csrc/*.c

@@ -211,19 +211,28 @@ def _is_symlink(dir_fd: int, name: str) -> bool:
         return False
 
 
+def _set_attributes(mount_fd: int, add: int, remove: int) -> None:
+    """mount_setattr(2) of one mount."""
+    arguments = ctypes.create_string_buffer(_MOUNT_ATTR.pack(add, remove, 0, 0))
+    size = ctypes.c_size_t(_MOUNT_ATTR.size)
+    _call("syscall", _SYS_MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH, arguments, size)
+
+
 def clone_mount(directory: str) -> int | None:
     """A directory opened with O_PATH through a private mount of it, read-only and without atime.
 
-    Whatever is opened beneath it cannot be changed, and what is mounted below is left out. None
+    Whatever is opened beneath it cannot be changed, and what is mounted below is left out. In a
+    user namespace with atime, which is not for its root to change (mount_namespaces(7)). None
     without CAP_SYS_ADMIN, or before Linux 5.12.
     """
-    arguments = ctypes.create_string_buffer(_MOUNT_ATTR.pack(_READ_ONLY | _NO_ATIME, _ATIME, 0, 0))
-    size = ctypes.c_size_t(_MOUNT_ATTR.size)
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     try:
         fd = _call("syscall", _SYS_OPEN_TREE, _AT_FDCWD, _encoded(directory), ctypes.c_uint(flags))
         try:
-            _call("syscall", _SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, arguments, size)
+            try:
+                _set_attributes(fd, _READ_ONLY | _NO_ATIME, _ATIME)
+            except PermissionError:
+                _set_attributes(fd, _READ_ONLY, 0)
         except BaseException:
             os.close(fd)
             raise

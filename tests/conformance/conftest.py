@@ -45,7 +45,7 @@ def observations(ground: Path, request: pytest.FixtureRequest) -> Callable[[str]
     chosen: dict[str, Scenario] = {}
     for item in request.session.items:
         scenario = item.callspec.params.get("scenario") if hasattr(item, "callspec") else None
-        if isinstance(scenario, Scenario):
+        if isinstance(scenario, Scenario) and not item.get_closest_marker("skip"):
             chosen[scenario.name] = scenario
     reference = cache(lambda: observe(DOORS["kernel"], [*chosen.values()], ground / "ref", None))
 

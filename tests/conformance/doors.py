@@ -19,7 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast, final
 
+from tests.privilege import IN_USER_NAMESPACE
 from tests.tree import Snapshot, View, get_flags, set_flags, snapshot
+from unionfs import markers
 from unionfs.options import parse
 
 LOWERS = 3
@@ -27,7 +29,11 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _PATIENCE = 60  # seconds that one scenario or one mount may take before it counts as hung
-_KERNEL_OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off"
+_KERNEL_OPTIONS = (
+    "redirect_dir=on,index=off,metacopy=off,xino=off"
+    if markers.trusted_permitted()
+    else "userxattr,index=off,xino=on"  # without redirects xino has it mark new directories
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -394,3 +400,5 @@ DOORS: dict[str, Opener] = {
     "fuse-cached": fuse_cached,
     "fuse-pure": fuse_pure,
 }
+if IN_USER_NAMESPACE:
+    del DOORS["fuse-cached"]  # none of the mounts has passthrough, so it would be fuse once more

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.doors import DOORS, Door, Layers, confined, library
+from tests.privilege import NO_REDIRECTS, machine_only
 from tests.tree import MARKS, Tree, build, directory, error_name, file, snapshot, symlink, whiteout
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and sets marks")
@@ -94,6 +95,7 @@ def test_a_redirect_stays_in_the_layers(layers: Layers, name: str, upper: bool) 
     assert sorted(os.listdir(_host(layers) / "folder")) == ["secret"]
 
 
+@machine_only(NO_REDIRECTS)
 @every_door
 def test_redirects_that_lead_to_each_other_end(layers: Layers, name: str) -> None:
     """Each leads on in the layers below its own."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conformance.doors import DOORS, Folder, Layers
 from tests.conformance.play import Player, Step, do
+from tests.privilege import NO_REDIRECTS, machine_only
 from tests.tree import MARKS, build, differences, directory, file, snapshot, symlink, unrepaired
 
 _INNER = {
@@ -72,6 +73,7 @@ def _play(base: Path, inner: str, outer: str) -> dict[str, object]:
     return seen | {f"inner {path}": what for path, what in left.items()}
 
 
+@machine_only(NO_REDIRECTS)
 @pytest.mark.parametrize("outer", ["kernel", "library", "fuse", "fuse-pure"])
 @pytest.mark.parametrize("inner", ["kernel", "fuse", "fuse-pure"])
 def test_a_union_over_a_union(ground: Path, inner: str, outer: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from fuse_mount import accelerate
 from tests.conformance.doors import Folder, Layers, Opener, fuse, fuse_cached
+from tests.privilege import NO_PASSTHROUGH, machine_only
 from tests.tree import build, file
 
 pytestmark = [
@@ -78,6 +79,7 @@ def test_names_that_have_just_changed_are_not_kept(layers: Layers) -> None:
         assert _moved(door)["syscr"] > before
 
 
+@machine_only(NO_PASSTHROUGH)
 def test_data_of_upper_passes_the_program_by(layers: Layers) -> None:
     with _mounted(layers) as door:
         path = Path(layers.target, "large")
@@ -99,6 +101,7 @@ def test_without_passthrough_data_is_read_once(layers: Layers) -> None:
         assert _moved(door)["rchar"] - before["rchar"] < _FEW
 
 
+@machine_only(NO_PASSTHROUGH)
 def test_a_known_lower_file_is_opened_when_it_is_read(layers: Layers) -> None:
     """And stays readable when its name goes before that."""
     build(layers.lower[0], {"file": file(b"lower"), "other": file(b"other")})

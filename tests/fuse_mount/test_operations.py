@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.doors import Folder, Layers, Opener, fuse, kernel
+from tests.privilege import NO_CACHES, NO_OTHER_IDS, machine_only
 from unionfs import LayerStack, MountOptions, mount
 
 
@@ -32,6 +33,7 @@ def mounted(layers: Layers, **options: object) -> Iterator[Path]:
         yield Path(layers.target)
 
 
+@machine_only(NO_OTHER_IDS)
 def test_owners_are_mapped(layers: Layers) -> None:
     lower = Path(layers.lower[0]) / "file"
     lower.touch()
@@ -187,6 +189,7 @@ def test_hard_links_are_one_file(layers: Layers) -> None:
         assert os.path.samefile(union / "b", union / "c")
 
 
+@machine_only(NO_CACHES)
 def test_nothing_stays_known_that_the_kernel_forgot(layers: Layers) -> None:
     for number in range(50):
         (Path(layers.lower[0]) / f"file{number}").touch()

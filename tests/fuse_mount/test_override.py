@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.doors import Layers
+from tests.privilege import NO_TRUSTED, machine_only
 from unionfs import LayerStack, MountError, MountOptions, UnionFS, mount
 
 _USER = 1234
@@ -88,7 +89,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("value", [1, 2])
+@pytest.mark.parametrize("value", [pytest.param(1, marks=machine_only(NO_TRUSTED)), 2])
 def test_owners_are_shown_and_not_on_disk(layers: Layers, value: int) -> None:
     with ours(layers, value) as union:
         change(union)
@@ -102,7 +103,7 @@ def test_owners_are_shown_and_not_on_disk(layers: Layers, value: int) -> None:
     assert (on_disk.st_uid, stat.S_IMODE(on_disk.st_mode) & 0o7000) == (0, 0)
 
 
-@pytest.mark.parametrize("value", [1, 2])
+@pytest.mark.parametrize("value", [pytest.param(1, marks=machine_only(NO_TRUSTED)), 2])
 @pytest.mark.parametrize(("writer", "reader"), [(ours, theirs), (theirs, ours)])
 def test_fuse_overlayfs_and_we_agree(
     layers: Layers, writer: Opener, reader: Opener, value: int

@@ -16,6 +16,7 @@ from typing import Final, final
 
 import pytest
 
+from tests.privilege import NO_DEVICES, machine_only
 from unionfs import mount_api
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and makes users")
@@ -316,6 +317,7 @@ def test_with_too_few_descriptors(union: Union) -> None:
     assert union.mounted()
 
 
+@machine_only(NO_DEVICES)
 def test_without_dev_fuse(union: Union) -> None:
     hide = 'mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3 && exec "$@"'
     room = ["unshare", "--mount", "sh", "-c", hide, "sh"]
@@ -379,6 +381,7 @@ def _as_user(union: Union, script: str, *become: str) -> subprocess.CompletedPro
     )
 
 
+@machine_only(NO_DEVICES)
 def test_an_ordinary_user(union: Union) -> None:
     """Through fusermount3, which forces nosuid and nodev on them."""
     done = _as_user(
@@ -400,6 +403,7 @@ def test_an_ordinary_user(union: Union) -> None:
     assert (union.folder / "upper/new").stat().st_uid == _USER
 
 
+@machine_only(NO_DEVICES)
 def test_an_ordinary_user_ends_it_by_a_signal(union: Union) -> None:
     done = _as_user(
         union,
@@ -415,6 +419,7 @@ def test_an_ordinary_user_ends_it_by_a_signal(union: Union) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "lower\n", "")
 
 
+@machine_only(NO_DEVICES)
 def test_an_ordinary_user_takes_down_a_mount_whose_program_was_killed(union: Union) -> None:
     done = _as_user(
         union,
@@ -431,6 +436,7 @@ def test_an_ordinary_user_takes_down_a_mount_whose_program_was_killed(union: Uni
     assert (done.returncode, done.stdout, done.stderr) == (0, "lower\n", "")
 
 
+@machine_only(NO_DEVICES)
 def test_what_an_ordinary_user_may_not(union: Union) -> None:
     """allow_other without user_allow_other; a target that is not theirs. fusermount3's words."""
     done = _as_user(union, "$mount -o allow_other target")
@@ -441,6 +447,7 @@ def test_what_an_ordinary_user_may_not(union: Union) -> None:
     assert re.fullmatch("unionmount: .*/target: .*no write access to mountpoint.*\n", done.stderr)
 
 
+@machine_only(NO_DEVICES)
 def test_root_of_a_user_namespace(union: Union) -> None:
     """mount(2) does it, without fusermount3."""
     done = _as_user(

@@ -15,6 +15,7 @@ import pytest
 
 from tests import tree
 from tests.conformance.doors import Folder
+from tests.privilege import NO_REDIRECTS, machine_only
 from unionfs import LayerStack, mount
 from unionfs.layers import Change, changes
 
@@ -148,8 +149,8 @@ def nothing_in_the_end(root: Path) -> None:
         attributes,
         remove,
         replace_directory,
-        rename_directory,
-        rename_within,
+        pytest.param(rename_directory, marks=machine_only(NO_REDIRECTS)),
+        pytest.param(rename_within, marks=machine_only(NO_REDIRECTS)),
         exchange_types,
         nothing_in_the_end,
     ],
@@ -207,6 +208,7 @@ def test_a_whiteout_over_nothing_and_an_opaque_new_directory(tmp_path: Path) -> 
     assert told(tmp_path, top, {"kept": tree.file()}) == [("added", "/dir")]
 
 
+@machine_only(NO_REDIRECTS)
 def test_a_redirect_of_a_layer_below_is_no_change(tmp_path: Path) -> None:
     middle = {"new": tree.redirect("old"), "old": tree.whiteout()}
     assert told(tmp_path, {"new/added": tree.file()}, middle, {"old/file": tree.file()}) == [

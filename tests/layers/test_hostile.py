@@ -21,8 +21,7 @@ import pytest
 
 from tests.cli.conftest import UNPRIVILEGED
 from tests.conformance.doors import Folder
-from tests.tree import snapshot
-from unionfs import markers
+from tests.tree import MARKS, snapshot
 from unionfs.layers import LayerError, Limits, Rights, apply_layer, apply_onto
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
@@ -71,7 +70,7 @@ def neighbour(tmp_path: Path) -> Iterator[Path]:
 
 
 def unpack(folder: Path, blob: io.BytesIO, **options: object) -> None:
-    apply_layer(blob, folder / "layer", prefix=markers.TRUSTED, **options)  # type: ignore[arg-type]
+    apply_layer(blob, folder / "layer", prefix=MARKS, **options)  # type: ignore[arg-type]
 
 
 def refused(folder: Path, blob: io.BytesIO, entry: str, message: str, **options: object) -> None:
@@ -242,13 +241,13 @@ def test_the_last_of_two_entries_counts(tmp_path: Path) -> None:
     assert (layer / "file2").samefile(layer / "file")
 
 
-MARKS = ["trusted.overlay.opaque", "user.overlay.redirect", "user.fuseoverlayfs.opaque"]
+SMUGGLED = ["trusted.overlay.opaque", "user.overlay.redirect", "user.fuseoverlayfs.opaque"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
 def test_marks_are_not_smuggled_in(tmp_path: Path, kind: bytes) -> None:
     """Nor anything in `trusted.`, nor SELinux' labels."""
-    dropped = dict.fromkeys([*MARKS, "trusted.other", "security.selinux"], "y")
+    dropped = dict.fromkeys([*SMUGGLED, "trusted.other", "security.selinux"], "y")
     records = {f"SCHILY.xattr.{name}": value for name, value in dropped.items()}
     records["SCHILY.xattr.user.kept"] = "y"
     unpack(tmp_path, archive(lambda tar: tar.addfile(member("a", kind, pax_headers=records))))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from tests import tree
 from tests.conformance.doors import Folder
-from unionfs import LayerStack, MountOptions, UnionFS, markers, mount
+from tests.privilege import IN_USER_NAMESPACE, NO_REDIRECTS, machine_only
+from unionfs import LayerStack, MountOptions, UnionFS, mount
 from unionfs.layers import Compression, apply_layer, write_layer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -29,7 +30,8 @@ _ACL = tree.acl(
 _CAPABILITY = bytes.fromhex("0100000200200000" + "00" * 12)
 
 NAMES = st.sampled_from(["a", "b", "c", "a-b", "é", "\udcff", "n" * 80, "line\nbreak"])
-OWNERS = st.sampled_from([0, 1000, 3_000_000])
+DEVICES = [tree.device(stat.S_IFBLK, 200, 1 << 10), tree.device(stat.S_IFCHR, 1, 3)]
+OWNERS = st.sampled_from([0, 1000, 3000 if IN_USER_NAMESPACE else 3_000_000])
 MODES = st.sampled_from([0o644, 0o4755, 0o1777, 0o000])
 XATTRS = st.dictionaries(
     st.sampled_from(["user.note", "security.capability", "system.posix_acl_access"]),
@@ -49,13 +51,13 @@ FILES = st.one_of(
         lambda at, data: tree.sparse(1 << 17, (at, data)), st.integers(0, 1 << 16), st.binary()
     ),
     st.builds(tree.symlink, st.text("ab/.", min_size=1, max_size=150), OWNERS, OWNERS),
-    st.just(tree.device(stat.S_IFBLK, 200, 1 << 10)),
-    st.just(tree.device(stat.S_IFCHR, 1, 3)),
+    *([] if IN_USER_NAMESPACE else map(st.just, DEVICES)),
     st.just(tree.fifo(0o640)),
 )
 DIRECTORIES = st.builds(tree.directory, MODES, OWNERS, OWNERS, XATTRS)
 MARKED = st.sampled_from(
-    [tree.whiteout(), tree.opaque(), tree.redirect("/a"), tree.redirect("b"), tree.socket_node()]
+    [tree.whiteout(), tree.opaque(), tree.socket_node()]
+    + ([] if IN_USER_NAMESPACE else [tree.redirect("/a"), tree.redirect("b")])
 )
 
 
@@ -136,7 +138,7 @@ def test_a_layer_comes_back_as_it_was(base: tree.Tree, top: tree.Tree) -> None:
         tree.build(str(folder / "top"), top)
         below = folder / "base"
         first = archive(folder / "top", below)
-        apply_layer(io.BytesIO(first), folder / "again", prefix=markers.TRUSTED, below=[below])
+        apply_layer(io.BytesIO(first), folder / "again", prefix=tree.MARKS, below=[below])
         before, after = shown(folder / "top", below), shown(folder / "again", below)
         assert tree.differences(before, after) == []
         with LayerStack([folder / "again", below]) as stack:
@@ -152,7 +154,7 @@ def test_a_lone_layer_comes_back_as_it_was_on_disk(base: tree.Tree) -> None:
         tree.build(str(folder / "base"), base)
         os.chmod(folder / "base", 0o711)
         blob = io.BytesIO(archive(folder / "base", compression="zstd"))
-        apply_layer(blob, folder / "again", prefix=markers.TRUSTED)
+        apply_layer(blob, folder / "again", prefix=tree.MARKS)
         before = tree.snapshot(Folder(str(folder / "base")))
         assert tree.differences(before, tree.snapshot(Folder(str(folder / "again")))) == []
 
@@ -187,10 +189,11 @@ def test_a_name_more_for_a_file_below_stays_one_file(tmp_path: Path) -> None:
     ):
         os.link(tmp_path / "union/a", tmp_path / "union/b")
     blob = io.BytesIO(archive(*layers))
-    apply_layer(blob, tmp_path / "again", prefix=markers.TRUSTED, below=layers[1:])
+    apply_layer(blob, tmp_path / "again", prefix=tree.MARKS, below=layers[1:])
     assert (tmp_path / "again/a").samefile(tmp_path / "again/b")
 
 
+@machine_only(NO_REDIRECTS)
 def test_redirects_and_copies_of_metadata_are_resolved(tmp_path: Path) -> None:
     """What the kernel leaves of a renamed directory and a changed mode is whole in the layer."""
     tree.build(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.privilege import NO_INDEX, NO_REDIRECTS, machine_only
 from tests.tree import (
     MARKS,
     Tree,
@@ -22,7 +23,7 @@ from tests.tree import (
 from unionfs import LayerStack, UnionFS, explain
 from unionfs.options import MountOptions
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root sets trusted. marks")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes whiteouts")
 
 DIR, FILE = stat.S_IFDIR, stat.S_IFREG
 
@@ -96,6 +97,7 @@ def test_an_opaque_directory(tmp_path: Path, marked: Tree) -> None:
     assert lines == ["a/b: absent", "a/b: opaque by layer0/a"]
 
 
+@machine_only(NO_REDIRECTS)
 def test_a_redirect_leads_to_another_name(tmp_path: Path) -> None:
     top = {"new": redirect("old"), "old": whiteout()}
     assert told(tmp_path, "new/b", top, {"old/b": file()}) == (
@@ -104,6 +106,7 @@ def test_a_redirect_leads_to_another_name(tmp_path: Path) -> None:
     )
 
 
+@machine_only(NO_REDIRECTS)
 def test_a_redirect_passes_over_what_has_the_name(tmp_path: Path) -> None:
     below = {"old/b": file(), "new/c": file()}
     kind, lines = told(tmp_path, "new", {"new": redirect("/old")}, below)
@@ -135,6 +138,7 @@ def test_the_root_and_marks(tmp_path: Path) -> None:
     assert (kind, lines) == (None, [".wh.x: whiteout", ".wh.x: absent"])
 
 
+@machine_only(NO_INDEX)
 def test_a_file_of_the_index_answers_under_all_its_names(tmp_path: Path) -> None:
     for name in ("base", "upper", "work"):
         (tmp_path / name).mkdir()

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.mounts import private
+from tests.privilege import NO_INDEX, machine_only
 from unionfs import LayerStack, StackError, UnionFS, mount_api
 from unionfs.options import MountOptions
+
+pytestmark = machine_only(NO_INDEX)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tree import MARKS
 from unionfs import LayerStack, UnionFS, lower, nodes
 
 Seen = dict[str, tuple[int, int, int, bytes]]
@@ -116,7 +117,7 @@ def test_marks_set_on_a_directory_of_upper_are_seen(folder: Path) -> None:
         assert union.exists("a/b/c/same")
         assert _see(union)
         subprocess.run(
-            ["setfattr", "-n", "trusted.overlay.opaque", "-v", "y", folder / "upper/a"], check=True
+            ["setfattr", "-n", MARKS + "opaque", "-v", "y", folder / "upper/a"], check=True
         )
         assert not union.exists("a/b/c/same")
         assert union.listdir("a") == ["b"]

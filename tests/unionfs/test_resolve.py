@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unionfs import LayerStack, StackError, UnionFS
+from tests.privilege import NO_REDIRECTS, machine_only
+from tests.tree import MARKS
+from unionfs import LayerStack, StackError, UnionFS, markers
 
 Tree = dict[str, tuple[int, int, bytes]]
 
@@ -64,7 +66,8 @@ def native(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         def mount(lower: list[Path], upper: Path | None = None, work: Path | None = None) -> Path:
             target = tmp_path / f"merged{len(list(tmp_path.glob('merged*')))}"
             target.mkdir()
-            options = "lowerdir=" + ":".join(map(str, lower))
+            options = "" if markers.trusted_permitted() else "userxattr,"
+            options += "lowerdir=" + ":".join(map(str, lower))
             if upper:
                 options += f",upperdir={upper},workdir={work},redirect_dir=on"
             subprocess.run(
@@ -90,7 +93,7 @@ def test_layers_merge_as_the_kernel_merges_them(
     (base / "hidden" / "old").write_text("x")
     (middle / "hidden").mkdir()
     (middle / "hidden" / "new").write_text("y")
-    os.setxattr(middle / "hidden", "trusted.overlay.opaque", b"y")
+    os.setxattr(middle / "hidden", MARKS + "opaque", b"y")
     (base / "kind").mkdir()
     (base / "kind" / "child").write_text("x")
     (top / "kind").symlink_to("etc/same")
@@ -105,6 +108,7 @@ def test_layers_merge_as_the_kernel_merges_them(
     assert _library(LayerStack(layers)) == expected
 
 
+@machine_only(NO_REDIRECTS)
 def test_an_upper_that_the_kernel_wrote_reads_the_same(
     tmp_path: Path, layers: list[Path], native: Callable[..., Path]
 ) -> None:
