@@ -401,6 +401,24 @@ static PyObject *table_invalidate(Table *self, PyObject *id)
     Py_RETURN_NONE;
 }
 
+/* Have a directory listed anew. The caller does not hold the lock, for the kernel may wait for one
+ * who lists it now. */
+static PyObject *table_relist(Table *self, PyObject *id)
+{
+    uint64_t number = PyLong_AsUnsignedLongLong(id);
+    struct ufs_node *node;
+
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&self->session.table.lock);
+    node = ufs_node(&self->session.table, number);
+    if (node)
+        ufs_forget_names_above(node);
+    pthread_mutex_unlock(&self->session.table.lock);
+    ufs_invalidate(&self->session, number, true);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *table_pin(Table *self, PyObject *id)
 {
     struct ufs_node *node = node_or_raise(self, PyLong_AsUnsignedLongLong(id));
@@ -610,6 +628,7 @@ static PyMethodDef methods[] = {
     { "changed", (PyCFunction)table_changed, METH_O, NULL },
     { "tell", (PyCFunction)table_tell, METH_O, NULL },
     { "invalidate", (PyCFunction)table_invalidate, METH_O, NULL },
+    { "relist", (PyCFunction)table_relist, METH_O, NULL },
     { "pin", (PyCFunction)table_pin, METH_O, NULL },
     { "is_copying", (PyCFunction)table_is_copying, METH_O, NULL },
     { "settle", (PyCFunction)table_settle, METH_O, NULL },

@@ -370,6 +370,10 @@ class TableInodes(Inodes):
     def invalidate(self, inode: Inode) -> None:
         self.table.invalidate(inode.id)
 
+    def renumbered(self, inode: Inode) -> None:
+        for parent, _ in inode.node.names:
+            self.table.relist(self._nodes[parent].id)
+
     def drop_unused(self, inode: Inode) -> None:
         """Nothing: those end when they are let go of."""
 

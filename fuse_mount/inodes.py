@@ -167,6 +167,9 @@ class Inodes:
         with suppress(OSError):  # ENOENT: the kernel has forgotten it
             pyfuse3.invalidate_inode(inode.id, attr_only=True)
 
+    def renumbered(self, inode: Inode) -> None:
+        """Have what lists an inode listed anew, which has another number now; called `apart`."""
+
     def drop_unused(self, inode: Inode) -> None:
         """Drop an inode that the kernel was not told of."""
         if not inode.lookups:

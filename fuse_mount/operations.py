@@ -297,6 +297,7 @@ class Operations(pyfuse3.Operations):
 
     async def _copy_up_locked(self, inode: Inode, size: int | None, data: bool) -> None:
         node, stack = inode.node, self._stack
+        file = node.file
         with self._following(inode):
             if not node.upper:
                 copyup.copy_up_parents(stack, node)
@@ -307,6 +308,9 @@ class Operations(pyfuse3.Operations):
                 fill = functools.partial(copyup.fill, stack, node, size)
                 await self._copied(node, size, data, fill)
             copyup.copy_up(stack, node, size, data=data)  # at most a name is left to be made
+        if node.file != file:
+            with self.inodes.apart():
+                self.inodes.renumbered(inode)
 
     async def _copied(
         self, node: resolve.Node, size: int | None, data: bool, copy: Callable[[], _R]

@@ -80,6 +80,20 @@ def test_names_that_have_just_changed_are_not_kept(layers: Layers) -> None:
 
 
 @machine_only(NO_PASSTHROUGH)
+def test_a_linked_file_is_listed_with_its_new_number(layers: Layers) -> None:
+    """Its copy is a file of its own, and the kernel keeps what it was told of the directory."""
+    build(layers.lower[0], {"d/one": file(b"x")})
+    os.link(f"{layers.lower[0]}/d/one", f"{layers.lower[0]}/d/two")
+    with _mounted(layers):
+        folder = Path(layers.target, "d")
+        assert len({entry.inode() for entry in os.scandir(folder)}) == 1
+        with open(folder / "one", "ab") as one:
+            one.write(b"y")
+        assert {entry.name: entry.inode() for entry in os.scandir(folder)} == {
+            name: (folder / name).stat().st_ino for name in ("one", "two")
+        }
+
+
 def test_data_of_upper_passes_the_program_by(layers: Layers) -> None:
     with _mounted(layers) as door:
         path = Path(layers.target, "large")
