@@ -34,6 +34,7 @@ _ENTER = (
     *("setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--init-groups", "--pdeathsig=KILL"),
     *("unshare", "--user", "--map-auto", "--map-root-user", "--mount"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
+    *("sh", "-c", '"$@"; exit $?', "sh"),  # which, as the first process, reaps what others leave
 )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import UNPRIVILEGED, WITHOUT_FUSE, Call, complaint, output
 from tests.conformance.doors import Folder
+from tests.privilege import NO_DEVICES, machine_only
 from tests.tree import Snapshot, snapshot
 from unionfs import mount_api
 
@@ -149,6 +150,7 @@ def test_the_kernel_alone_is_not_permitted(call: Call, folder: Path) -> None:
     assert "mount as root, or in a user namespace" in message
 
 
+@machine_only(NO_DEVICES)
 @pytest.mark.parametrize("way", ["auto", "fuse", "mount program"])
 def test_no_fuse_device(call: Call, folder: Path, way: str) -> None:
     """Where the kernel cannot be asked either, as the option timeout is FUSE's alone."""
@@ -160,6 +162,7 @@ def test_no_fuse_device(call: Call, folder: Path, way: str) -> None:
     assert not os.path.ismount(folder / "target")
 
 
+@machine_only(NO_DEVICES)
 @pytest.mark.parametrize("way", ["auto", "fuse", "mount program"])
 def test_a_fuse_device_that_is_not_permitted(
     call: Call, folder: Path, tmp_path: Path, way: str

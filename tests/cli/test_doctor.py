@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import UNPRIVILEGED, WITHOUT_FUSE, WRITABLE, Call, complaint, output
+from tests.privilege import NO_DEVICES, machine_only
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 
@@ -41,6 +42,7 @@ def test_a_person_reads_the_same(call: Call) -> None:
     assert shown.endswith("unionmount mount takes overlayfs: the kernel mounted the trial\n")
 
 
+@machine_only(NO_DEVICES)
 def test_without_the_fuse_device(call: Call) -> None:
     found, checks = diagnosis(call, *WITHOUT_FUSE)
     assert found["backend"] == "overlayfs"

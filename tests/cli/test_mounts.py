@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,10 @@ def test_a_mount_whose_program_was_killed(call: Call, folder: Path) -> None:
     command = [*COMMAND, "-f", "-o", "lowerdir=app:base,upperdir=upper,workdir=work", "target"]
     with subprocess.Popen(command, cwd=folder) as program:
         _await_mount(folder / "target")
-        with open(folder / "target/etc/motd"):
+        held = os.open(folder / "target/etc/motd", os.O_RDONLY)
+        with ExitStack() as in_use:
+            in_use.enter_context(suppress(OSError))  # what has no passthrough tells so when closed
+            in_use.callback(os.close, held)
             program.kill()
             program.wait()
             with pytest.raises(OSError, match="not connected"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import COMMAND, LAYERS, WRITABLE, Call, complaint, output
+from tests.privilege import NO_REDIRECTS, machine_only
 
 Union = Callable[..., list[str]]
 
@@ -92,6 +93,7 @@ def test_the_explanation_for_programs(call: Call, union: Union, folder: Path) ->
     }
 
 
+@machine_only(NO_REDIRECTS)
 @needs_root
 @pytest.mark.parametrize("backend", ["overlayfs", "fuse"])
 def test_what_was_changed_through_a_mount(call: Call, folder: Path, backend: str) -> None:
