@@ -21,9 +21,11 @@ def private() -> Iterator[None]:
     if libc.unshare(_NEW_MOUNTS):
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    yield
-    if libc.setns(outside, _NEW_MOUNTS):
-        raise OSError(ctypes.get_errno(), "setns")
-    os.fchdir(here)
-    os.close(outside)
-    os.close(here)
+    try:
+        yield
+    finally:
+        if libc.setns(outside, _NEW_MOUNTS):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.fchdir(here)
+        os.close(outside)
+        os.close(here)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conformance.doors import DOORS, RENAME_EXCHANGE, Layers
 from tests.conformance.play import Player, Step, do
+from tests.privilege import NO_INDEX, machine_only
 from tests.tree import Tree, build, differences, file, hard_link
 
 _LINKED: Tree = {
@@ -68,6 +69,7 @@ def _play(base: Path, first: str, second: str) -> tuple[dict[str, object], dict[
     return seen, {**layers.indexed()}
 
 
+@machine_only(NO_INDEX)
 @pytest.mark.parametrize("second", ["kernel", "library", "fuse"])
 @pytest.mark.parametrize("first", ["kernel", "library", "fuse"])
 def test_linked_files_stay_linked(ground: Path, first: str, second: str) -> None:

@@ -38,6 +38,7 @@ from tests.conformance.doors import (
     kernel,
 )
 from tests.conformance.play import Player, Step, better, do
+from tests.privilege import NO_REDIRECTS, machine_only
 from tests.tree import (
     Node,
     Seen,
@@ -306,6 +307,7 @@ def machine(door: str, options: str, remounts: tuple[str, ...] = ()) -> Any:
     return made
 
 
+@machine_only(NO_REDIRECTS)
 @pytest.mark.parametrize(
     ("door", "options"),
     [
