@@ -55,10 +55,8 @@ FILES = st.one_of(
     st.just(tree.fifo(0o640)),
 )
 DIRECTORIES = st.builds(tree.directory, MODES, OWNERS, OWNERS, XATTRS)
-MARKED = st.sampled_from(
-    [tree.whiteout(), tree.opaque(), tree.socket_node()]
-    + ([] if IN_USER_NAMESPACE else [tree.redirect("/a"), tree.redirect("b")])
-)
+REDIRECTS = [] if IN_USER_NAMESPACE else [tree.redirect("/a"), tree.redirect("b")]
+MARKED = st.sampled_from([tree.whiteout(), tree.opaque(), *REDIRECTS, tree.socket_node()])
 
 
 def trees(
@@ -98,7 +96,7 @@ def without_links(files: tree.Tree) -> tree.Tree:
 
 
 BASES = trees(FILES, DIRECTORIES)
-TOPS = trees(FILES | MARKED, DIRECTORIES | st.sampled_from([tree.opaque(), tree.redirect("/a")]))
+TOPS = trees(FILES | MARKED, DIRECTORIES | st.sampled_from([tree.opaque(), *REDIRECTS]))
 
 
 def shown(*layers: Path) -> tree.Snapshot:
