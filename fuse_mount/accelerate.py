@@ -45,6 +45,8 @@ _Facts = tuple[int, int, int, int, tuple[tuple[int, str], ...], bytes | None]
 
 _DIRECTORIES_MAX: Final = 64
 """How many directories that requests used last stay nodes, for what the library knows of those."""
+_NAMES_MAX: Final = 1 << 12
+"""Names in lower directories that the library keeps in mind beside C."""
 _SYS_ADMIN: Final = 21
 _ALWAYS: Final = 1e9
 """Seconds that the kernel may keep what does not change behind its back."""
@@ -114,6 +116,7 @@ class TableInodes(Inodes):
         options = stack.options
         self._roots: list[int] = []
         root = resolve.root(stack)
+        stack.memory.most = _NAMES_MAX
         self.table = _fast.Table(
             layers=[
                 (layer.fd, layer.device, layer.known and layer.known.data) for layer in stack.layers

@@ -84,10 +84,14 @@ _Places = tuple[Place, ...]
 
 @final
 class Memory:
-    """The tables of one stack's directories, those used last."""
+    """The tables of one stack's directories, those used last.
 
-    def __init__(self, prefix: str) -> None:
+    most: how many names they may hold together.
+    """
+
+    def __init__(self, prefix: str, most: int = _NAMES_MAX) -> None:
         self._prefix = prefix
+        self.most = most
         # By the topmost place. None: asked for one name so far, or may not be listed.
         self._tables: OrderedDict[tuple[int, str], tuple[_Places, Names | None]] = OrderedDict()
         self._weight = 0
@@ -133,7 +137,7 @@ class Memory:
         self._forget(key)
         self._tables[key] = places, table
         self._weight += _weight(places, table)
-        while self._weight > _NAMES_MAX and len(self._tables) > 1:
+        while self._weight > self.most and len(self._tables) > 1:
             self._forget(next(iter(self._tables)))
 
     def _forget(self, key: tuple[int, str]) -> None:
@@ -143,4 +147,4 @@ class Memory:
 
 def _weight(places: _Places, table: Names | None) -> int:
     """What keeping a table costs, in names."""
-    return 1 + len(places) + len(table or ())
+    return 2 + len(places) + len(table or ())
