@@ -336,6 +336,7 @@ def _look(view: View, path: str) -> Seen:
         content = view.readlink(path)
     elif stat.S_ISREG(status.st_mode):
         content = _content(view, path)
+        status = view.lstat(path)  # where writes are kept back, a file's close counts its blocks
     return seen(status, content=content, xattrs=xattrs)
 
 
