@@ -5,6 +5,8 @@
 # make bench-containers  what containers cost to make and to mount
 # make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
+# make fuzz-requests MINUTES=N, make fuzz-index MINUTES=N
+#                what C reads from the kernel and from layers' indexes, by libFuzzer
 # make soak MINUTES=N   64 clients at one mount, whose memory and descriptors have to stay flat
 # make test-userns   the tests as an ordinary user, root in a user namespace of his own
 # make crashes   the mount program and the store killed at every step of every change
@@ -19,9 +21,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 SANITIZED := build/sanitized
+FUZZERS := build/fuzzers
+FUZZED = clang $(WARNINGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined
 
-.PHONY: demo test test-userns check-c bench bench-layers bench-containers sanitize fuzz soak crashes pjdfstest \
-	fsx fsstress clients clean
+.PHONY: demo test test-userns check-c bench bench-layers bench-containers sanitize soak crashes \
+	fuzz fuzz-requests fuzz-index pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/demo.sh
@@ -61,6 +65,21 @@ sanitize: $(VENV)/ready
 # upper with an index again.
 fuzz: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.fuzz $(or $(MINUTES),10)
+
+fuzz-requests fuzz-index: fuzz-%: $(FUZZERS)/%
+	mkdir -p $(FUZZERS)/$*.corpus
+	cd $(FUZZERS) && ./$* -max_total_time=$$(($(or $(MINUTES),10) * 60)) -timeout=60 \
+		-max_len=1024 -len_control=0 -print_final_stats=1 $*.corpus
+
+$(FUZZERS)/requests: tests/fuzzers/requests.c $(wildcard csrc/ufs_*)
+	.ci/apt-install clang libclang-rt-dev
+	mkdir -p $(FUZZERS)
+	$(FUZZED) -Wl,--wrap=read,--wrap=write,--wrap=writev,--wrap=ioctl $< csrc/ufs_*.c -o $@
+
+$(FUZZERS)/index: tests/fuzzers/index.c $(wildcard csrc/ufs_index.*)
+	.ci/apt-install clang libclang-rt-dev
+	mkdir -p $(FUZZERS)
+	$(FUZZED) $< csrc/ufs_index.c -o $@
 
 soak: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.soak $(or $(MINUTES),10)

@@ -37,10 +37,14 @@ static const struct entry *entries_of(const struct ufs_index *index)
     return (const void *)(directories_of(index) + le32toh(header_of(index)->directories));
 }
 
+/* A string; "" where there is none. */
 static const char *text(const struct ufs_index *index, uint32_t offset)
 {
-    return (const char *)index->data + index->size - le64toh(header_of(index)->strings)
-           + le32toh(offset);
+    uint64_t strings = le64toh(header_of(index)->strings);
+
+    return le32toh(offset) < strings
+               ? (const char *)index->data + index->size - strings + le32toh(offset)
+               : "";
 }
 
 /* As strcmp(3), of a text and the first length bytes of another. */
@@ -56,6 +60,7 @@ bool ufs_index_directory(const struct ufs_index *index, const char *path, size_t
 {
     const struct directory *directories = directories_of(index);
     uint32_t low = 0, high = le32toh(header_of(index)->directories), middle;
+    uint32_t entries = le32toh(header_of(index)->entries);
     int differs;
 
     if (length == 1 && *path == '.')
@@ -68,7 +73,8 @@ bool ufs_index_directory(const struct ufs_index *index, const char *path, size_t
             directory->first = le32toh(directories[middle].first);
             directory->count = le32toh(directories[middle].count);
             directory->marks = le32toh(directories[middle].marks);
-            return true;
+            /* No sum tells of a mistake in what was written: nothing outside is read. */
+            return directory->first <= entries && directory->count <= entries - directory->first;
         }
         if (differs < 0)
             low = middle + 1;
@@ -81,10 +87,10 @@ bool ufs_index_directory(const struct ufs_index *index, const char *path, size_t
 static struct timespec time_of(int64_t stored)
 {
     int64_t time = (int64_t)le64toh((uint64_t)stored), rest = time % NANOSECONDS;
+    bool before = rest < 0; /* 1970: the division has rounded up */
 
-    if (rest < 0)
-        rest += NANOSECONDS;
-    return (struct timespec){ .tv_sec = (time - rest) / NANOSECONDS, .tv_nsec = rest };
+    return (struct timespec){ .tv_sec = time / NANOSECONDS - before,
+                              .tv_nsec = rest + before * (int64_t)NANOSECONDS };
 }
 
 void ufs_index_entry(const struct ufs_index *index, uint32_t number, struct ufs_indexed *entry)

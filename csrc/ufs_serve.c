@@ -270,13 +270,28 @@ static int refuse_removal(const struct turn *turn, struct ufs_node *parent, stru
 
 /* Names. */
 
+/* Whether nothing but an entry of a directory has the name: what else there could be leads out of
+ * the layer, and no kernel asks for it. */
+static bool is_entry(const char *name)
+{
+    return *name && !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");
+}
+
+/* As at_node, of a directory: below another file a path would go on elsewhere. */
+static int at_directory(const struct turn *turn, struct ufs_node **directory)
+{
+    int failed = at_node(turn, directory);
+
+    return failed ? failed : (*directory)->type == DT_DIR ? 0 : -ENOTDIR;
+}
+
 static int on_lookup(struct turn *turn)
 {
     struct ufs_node *parent, *node;
     struct fuse_entry_out *absent;
     struct stat status;
     bool filled;
-    int found = at_node(turn, &parent);
+    int found = at_directory(turn, &parent);
 
     if (found)
         return found;
@@ -506,7 +521,7 @@ static int copy_up(struct turn *turn, struct ufs_node *node, uint64_t size)
 /* The directory that shall get a name, in upper: 0, or what to return. */
 static int new_parent(struct turn *turn, struct ufs_node **parent)
 {
-    int failed = at_node(turn, parent);
+    int failed = at_directory(turn, parent);
 
     if (!failed)
         failed = ufs_is_removed(*parent) ? -ENOENT : refuse(turn, *parent, FS_IMMUTABLE_FL);
@@ -884,6 +899,8 @@ static int on_open(struct turn *turn)
         failed = refuse_opening(turn, node, in->flags);
     if (failed)
         return failed;
+    if (node->type != DT_REG)
+        return -EINVAL; /* directories are opened without us, and the rest by the kernel alone */
     lower = !(node->flags & UFS_UPPER);
     if (ufs_is_removed(node)) {
         if (!node->open || node->open->first == -1)
@@ -1124,6 +1141,8 @@ static int on_write(struct turn *turn)
     struct fuse_write_out *out = room(turn, sizeof *out);
     ssize_t length;
 
+    if (in->fh & UFS_IDLE)
+        return -EBADF; /* that is open for reading */
     if (in->size > UFS_QUICK_MAX)
         step_aside(turn);
     length = write_data(in);
@@ -1163,6 +1182,8 @@ static int on_fallocate(struct turn *turn)
 {
     const struct fuse_fallocate_in *in = turn->argument;
 
+    if (in->fh & UFS_IDLE)
+        return -EBADF;
     step_aside(turn);
     if (fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length))
         return -errno;
@@ -1179,8 +1200,8 @@ static int on_copy_file_range(struct turn *turn)
     int fd = descriptor(turn, in->fh_in);
     ssize_t length;
 
-    if (fd == -1)
-        return -errno;
+    if (fd == -1 || in->fh_out & UFS_IDLE)
+        return fd == -1 ? -errno : -EBADF;
     step_aside(turn);
     length = copy_file_range(fd, &from, (int)in->fh_out, &to, size, 0);
     if (length == -1)
@@ -1458,7 +1479,7 @@ static int remove_name(struct turn *turn, bool directory)
     const char *name = turn->argument;
     struct ufs_node *parent, *node;
     struct stat status;
-    int failed = at_node(turn, &parent), below;
+    int failed = at_directory(turn, &parent), below;
 
     if (!failed && !directory && !ufs_is_removed(parent)) {
         node = ufs_child(turn->table, parent, name);
@@ -1600,11 +1621,11 @@ static int rename_plain(struct turn *turn, uint64_t new_parent_id, uint32_t flag
     struct stat status;
     int failed, below;
 
-    failed = at_node(turn, &old_parent);
+    failed = at_directory(turn, &old_parent);
     if (failed)
         return failed;
     new_parent = ufs_node(table, new_parent_id);
-    if (!new_parent)
+    if (!new_parent || new_parent->type != DT_DIR)
         return -ESTALE;
     if (flags & ~(uint32_t)RENAME_NOREPLACE || is_for_python(new_name) || ufs_is_removed(new_parent))
         return UFS_FORWARD;
@@ -1826,7 +1847,7 @@ static int read_directory(struct turn *turn, bool plus)
     const struct fuse_read_in *in = turn->argument;
     size_t most = in->size < UFS_DATA_SIZE ? in->size : UFS_DATA_SIZE;
     struct ufs_node *directory;
-    int listed = at_node(turn, &directory);
+    int listed = at_directory(turn, &directory);
 
     if (listed)
         return listed;
@@ -1971,14 +1992,17 @@ static const struct handler *handler_of(const struct fuse_in_header *in)
 static bool is_whole(const struct handler *handler, const struct fuse_in_header *in, size_t size)
 {
     const char *at = (const char *)(in + 1) + handler->size, *end = (const char *)in + size;
+    const char *next;
+    /* the last one is no directory's: a symlink's target, or an attribute */
+    unsigned texts = in->opcode == FUSE_SYMLINK || in->opcode == FUSE_GETXATTR;
 
     if (in->len != size || at > end)
         return false;
     for (unsigned names = handler->names; names; names--) {
-        at = memchr(at, '\0', (size_t)(end - at));
-        if (!at)
+        next = memchr(at, '\0', (size_t)(end - at));
+        if (!next || (names > texts && !is_entry(at)))
             return false;
-        at++;
+        at = next + 1;
     }
     if (in->opcode == FUSE_WRITE)
         return ((const struct fuse_write_in *)(in + 1))->size <= (size_t)(end - at);

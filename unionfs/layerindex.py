@@ -214,7 +214,9 @@ def _is_right(data: mmap.mmap, identity: bytes) -> bool:
     directories, entries, strings = _COUNTS.unpack_from(data, _HEADER.size + _IDENTITY.size)
     size = _DIRECTORIES + directories * _DIRECTORY.size + entries * _ENTRY.size + strings
     with memoryview(data) as view, view[_HEADER.size :] as content:
-        return bool(size == len(data) and zlib.crc32(content) == checksum)
+        if size != len(data) or (strings and view[-1]):
+            return False
+        return bool(zlib.crc32(content) == checksum)
 
 
 def build(folder: str, root_fd: int, prefix: str) -> None:

@@ -82,6 +82,16 @@ class Kernel:
         answer = self.ask(_GETATTR, 1, bytes(16), length)
         assert _ANSWER.unpack_from(answer)[1] == -errno.EINVAL
 
+    def strays(self) -> None:
+        """Names that lead out of a directory, below a file, or to no file's data."""
+        for name in (b"..", b".", b"", b"d/a"):
+            assert _ANSWER.unpack_from(self.ask(_LOOKUP, 1, name + b"\0"))[1] == -errno.EINVAL
+        found = self.ask(_LOOKUP, 1, b"kept\0")
+        (node,) = struct.unpack_from("=Q", found, _ANSWER.size)
+        below = self.ask(_LOOKUP, node, b"name\0")
+        assert _ANSWER.unpack_from(below)[1] == -errno.ENOTDIR
+        assert _ANSWER.unpack_from(self.ask(_OPEN, 1, bytes(8)))[1] == -errno.EINVAL
+
     def serves(self) -> None:
         """The root is there, and a file that no request names can be looked up and read."""
         assert _ANSWER.unpack_from(self.ask(_GETATTR, 1, bytes(16)))[1] == 0
@@ -139,6 +149,7 @@ def main(seed: int, count: int) -> None:
             if number % 50 == 0:
                 asking.serves()
                 asking.lies()
+                asking.strays()
             asking.anything()
         asking.serves()
     os._exit(0)  # the threads wait for more
