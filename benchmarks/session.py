@@ -31,6 +31,8 @@ from benchmarks.scale import Scale
 from benchmarks.workloads import WORKLOADS, Room, Workload, WrongAnswer
 from unionfs import mount_api
 
+_QUIET: Final = 0.1
+"""Seconds without computing after which a program counts as done with its start."""
 _FLAGS: Final = {
     os.ST_NOSUID: "nosuid",
     os.ST_NODEV: "nodev",
@@ -139,6 +141,26 @@ def _start(peer: Peer, workload: Workload, site: Site) -> tuple[View, tuple[str,
     return CurrentDirectory(), (folder,)
 
 
+def _others_time() -> int:
+    """What all other processes here have computed for, in clock ticks."""
+    own, total = str(os.getpid()), 0
+    for process in os.listdir("/proc"):
+        if process.isdecimal() and process != own:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{process}/stat", encoding="ascii") as stat:
+                    fields = stat.read().rpartition(")")[2].split()
+                total += int(fields[11]) + int(fields[12])
+    return total
+
+
+def _settle() -> None:
+    """Wait until the peer's program has nothing left to do: some still start after they mounted."""
+    before = -1
+    while (now := _others_time()) != before:
+        before = now
+        time.sleep(_QUIET)
+
+
 def _stop(site: Site) -> None:
     """Unmount, and wait until the daemon has ended."""
     os.chdir("/")
@@ -161,6 +183,7 @@ def measure(job: Job) -> Outcome:
     before = _usage("self")
     with timed("mount"):
         fs, places = _start(peer, workload, job.site)
+    _settle()
     steps = workload.run(Room(fs, job.scale, places, job.drop))
     next(steps)
     os.sync()

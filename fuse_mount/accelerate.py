@@ -135,9 +135,8 @@ class TableInodes(Inodes):
             syncs=options.syncs,
             timeout=terms.timeout,
         )
-        self._keep(ROOT_ID, root)
-        self._write_back()
-        self.root = self._loaded[ROOT_ID]
+        self.root = self._keep(ROOT_ID, root)
+        self._leave()
 
     def attach(
         self, find: Callable[[Inode, str], Inode | None], copy_up: Callable[[Inode], None]
