@@ -1271,8 +1271,8 @@ static int on_setattr(struct turn *turn)
     if (!(in->valid
           & (FATTR_SIZE | FATTR_UID | FATTR_GID | FATTR_MODE | FATTR_ATIME | FATTR_MTIME)))
         return told_attributes(turn, node); /* a change time alone, which the layer keeps */
-    if (ufs_is_removed(node))
-        return UFS_FORWARD;
+    if (ufs_is_removed(node)) /* nobody has it: times that the kernel kept for its last write */
+        return node->open ? UFS_FORWARD : -ESTALE;
     failed = refuse(turn, node, refused(turn->session, in));
     if (!failed)
         failed = copy_up(turn, node, in->valid & FATTR_SIZE ? in->size : UINT64_MAX);
