@@ -290,13 +290,21 @@ class _Auth(httpx.Auth):
         response = yield request
         if response.status_code != 401:
             return
-        with self._asking:  # one token for all threads
-            if self._answer == used:
+        with self._asking:  # one token for all threads, for what each of them needs
+            if self._answer == used or not self._is_covered(response):
                 self._answer = yield from self._ask(response)
             if self._answer is None or self._answer == used:
                 return
             request.headers["Authorization"] = self._answer
         yield request
+
+    def _is_covered(self, response: httpx.Response) -> bool:
+        """Whether the answer of another thread is for what this challenge is about, too."""
+        return all(
+            scope in self._scopes
+            for challenge in response.headers.get_list("WWW-Authenticate")
+            for scope in _scopes(dict(_CHALLENGE.findall(challenge)))
+        )
 
     def _ask(
         self, response: httpx.Response
@@ -318,7 +326,7 @@ class _Auth(httpx.Auth):
         if realm.scheme != "https" and self._root.scheme == "https":
             message = f"the registry wants the login sent unencrypted, to {realm}"
             raise RegistryError(errno.EACCES, message, self._root.host)
-        self._scopes |= dict.fromkeys(challenge.get("scope", "").split())
+        self._scopes |= dict.fromkeys(_scopes(challenge))
         service = challenge.get("service", "")
         login = self._login or Login()
         if login.identity_token:
@@ -344,6 +352,15 @@ class _Auth(httpx.Auth):
             return f"Bearer {told.get('token') or told['access_token']}"
         except (httpx.HTTPStatusError, ValueError, KeyError, AttributeError):
             raise Passing(f"it gave no token ({_said(response)})", str(realm)) from None
+
+
+def _scopes(challenge: Mapping[str, str]) -> list[str]:
+    """What a token has to be for, as kind:name:actions; registries order the actions at random."""
+    scopes = []
+    for scope in challenge.get("scope", "").split():
+        about, colon, actions = scope.rpartition(":")
+        scopes.append(f"{about}{colon}{','.join(sorted(actions.split(',')))}")
+    return scopes
 
 
 def _basic(login: Login) -> str:
