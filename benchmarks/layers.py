@@ -263,7 +263,7 @@ def measure(folder: Path, sources: Path, tool: Tool) -> tuple[float, float, int]
 @contextmanager
 def _room(folder: str) -> Iterator[Path]:
     """A new directory there whose path podman can read as an image's name, as it insists on."""
-    place = Path(folder, f"layers-{uuid4().hex}")
+    place = Path(folder, f"layers-{uuid4().hex[:8]}")
     place.mkdir()
     try:
         yield place
