@@ -119,7 +119,7 @@ ssize_t ufs_get_dents(int fd, void *buffer, size_t size)
 
 enum { UFS_PAGE = 4096 };
 
-static int write_all(int fd, const char *data, size_t size, off_t offset)
+int ufs_write_all(int fd, const char *data, size_t size, off_t offset)
 {
     ssize_t written;
 
@@ -151,7 +151,7 @@ off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset)
         if (stop > size)
             stop = size;
         end = offset + (off_t)stop;
-        if (write_all(fd, data + start, stop - start, offset + (off_t)start))
+        if (ufs_write_all(fd, data + start, stop - start, offset + (off_t)start))
             return -1;
     }
     return end;

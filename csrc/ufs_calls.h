@@ -26,6 +26,9 @@ ssize_t ufs_get_xattr(int dir_fd, const char *path, const char *name, void *valu
 /* The length of the names, each ending with NUL; ERANGE where they are longer than size. */
 ssize_t ufs_list_xattr(int dir_fd, const char *path, char *names, size_t size);
 
+/* Write all of data at an offset: 0. */
+int ufs_write_all(int fd, const char *data, size_t size, off_t offset);
+
 /* Write data into a file that has none there; whole pages of zeros become holes. Where the last
  * write ended, or would have begun. */
 off_t ufs_write_sparsely(int fd, const char *data, size_t size, off_t offset);

@@ -55,11 +55,8 @@ static int copy_data(int source, int copy, const struct stat *status, uint64_t s
             return -errno;
         done += (size_t)length;
     } while (length && done < wanted);
-    for (size_t written = 0; written < done; written += (size_t)length) {
-        length = write(copy, buffer + written, done - written);
-        if (length == -1)
-            return -errno;
-    }
+    if (ufs_write_all(copy, buffer, done, 0))
+        return -errno;
     return done < wanted && ftruncate(copy, (off_t)wanted) ? -errno : 0;
 }
 
@@ -93,13 +90,13 @@ static int copy_xattrs(const struct ufs_table *table, const struct ufs_copy *fro
 static int set_origin(const struct ufs_table *table, const struct ufs_copy *from, int copy)
 {
     unsigned char mark[UFS_ORIGIN_MAX];
-    char name[sizeof table->prefix + 16];
+    char name[UFS_MARK_NAME_SIZE];
     ssize_t size = ufs_make_origin(table, from->layer, from->path, from->status.st_dev, mark);
 
     if (size == -1)
         return -errno;
-    snprintf(name, sizeof name, "%s%s", table->prefix, UFS_MARK_ORIGIN);
-    if (fsetxattr(copy, name, mark, (size_t)size, 0) && errno != EPERM && errno != EOPNOTSUPP)
+    if (fsetxattr(copy, ufs_mark_name(table, UFS_MARK_ORIGIN, name), mark, (size_t)size, 0)
+        && errno != EPERM && errno != EOPNOTSUPP)
         return -errno;
     return 0;
 }

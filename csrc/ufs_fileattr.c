@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/xattr.h>
@@ -57,14 +56,14 @@ unsigned ufs_guards(const struct ufs_table *table, struct ufs_node *node)
 /* Write down which guards a file of upper has: 0 or -errno. */
 static int set_mark(const struct ufs_table *table, int fd, unsigned guards)
 {
-    char name[sizeof table->prefix + 16], mark[2];
+    char buffer[UFS_MARK_NAME_SIZE], mark[2];
+    const char *name = ufs_mark_name(table, UFS_MARK_PROTATTR, buffer);
     size_t length = 0;
 
     if (guards & FS_APPEND_FL)
         mark[length++] = 'a';
     if (guards & FS_IMMUTABLE_FL)
         mark[length++] = 'i';
-    snprintf(name, sizeof name, "%s%s", table->prefix, UFS_MARK_PROTATTR);
     if (length && fsetxattr(fd, name, mark, length, 0))
         return errno == EOPNOTSUPP ? -EPERM : -errno;
     if (!length && fremovexattr(fd, name) && errno != EOPNOTSUPP && errno != ENODATA)

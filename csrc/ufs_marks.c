@@ -10,13 +10,19 @@
 
 #include "ufs_calls.h"
 
+const char *ufs_mark_name(const struct ufs_table *table, const char *mark,
+                          char name[UFS_MARK_NAME_SIZE])
+{
+    snprintf(name, UFS_MARK_NAME_SIZE, "%s%s", table->prefix, mark);
+    return name;
+}
+
 ssize_t ufs_mark(const struct ufs_table *table, int fd, const char *path, const char *mark,
                  void *value, size_t size)
 {
-    char name[sizeof table->prefix + 16];
+    char name[UFS_MARK_NAME_SIZE];
 
-    snprintf(name, sizeof name, "%s%s", table->prefix, mark);
-    return ufs_get_xattr(fd, path, name, value, size);
+    return ufs_get_xattr(fd, path, ufs_mark_name(table, mark, name), value, size);
 }
 
 bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const char *mark)
@@ -35,11 +41,10 @@ char ufs_opaque(const struct ufs_table *table, int fd, const char *path)
 
 int ufs_set_mark(const struct ufs_table *table, int fd, const char *path, const char *mark)
 {
-    char name[sizeof table->prefix + 16], link[UFS_PATH_SIZE + 32];
+    char name[UFS_MARK_NAME_SIZE], link[UFS_PATH_SIZE + 32];
 
-    snprintf(name, sizeof name, "%s%s", table->prefix, mark);
     snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
-    return lsetxattr(link, name, "y", 1, 0);
+    return lsetxattr(link, ufs_mark_name(table, mark, name), "y", 1, 0);
 }
 
 /* What follows the prefix of marks in an attribute's name; NULL where it is none. */

@@ -19,6 +19,11 @@ enum { UFS_ORIGIN_MAX = 255 };
 #define UFS_MARK_METACOPY "metacopy"
 #define UFS_MARK_PROTATTR "protattr"
 
+/* The name of the attribute that a mark is kept in. */
+enum { UFS_MARK_NAME_SIZE = sizeof ((struct ufs_table *)0)->prefix + 16 };
+const char *ufs_mark_name(const struct ufs_table *table, const char *mark,
+                          char name[UFS_MARK_NAME_SIZE]);
+
 /* The length of a mark's value, or -1 with errno. */
 ssize_t ufs_mark(const struct ufs_table *table, int fd, const char *path, const char *mark,
                  void *value, size_t size);

@@ -2079,14 +2079,20 @@ static bool answer(struct ufs_session *session, const struct fuse_in_header *in,
     return turn.leads;
 }
 
-static void clear_desk(const struct desk *desk)
+static void close_pipe(struct desk *desk)
+{
+    if (desk->pipe[0] == -1)
+        return;
+    close(desk->pipe[0]);
+    close(desk->pipe[1]);
+    desk->pipe[0] = -1;
+}
+
+static void clear_desk(struct desk *desk)
 {
     free(desk->request);
     free(desk->reply);
-    if (desk->pipe[0] != -1) {
-        close(desk->pipe[0]);
-        close(desk->pipe[1]);
-    }
+    close_pipe(desk);
 }
 
 /* false: out of memory. */
@@ -2096,11 +2102,8 @@ static bool set_desk(struct desk *desk)
     desk->reply = malloc(UFS_REQUEST_SIZE);
     if (pipe2(desk->pipe, O_CLOEXEC | O_NONBLOCK))
         desk->pipe[0] = -1;
-    if (desk->pipe[0] != -1 && fcntl(desk->pipe[0], F_SETPIPE_SZ, UFS_PIPE_SIZE) == -1) {
-        close(desk->pipe[0]);
-        close(desk->pipe[1]);
-        desk->pipe[0] = -1;
-    }
+    else if (fcntl(desk->pipe[0], F_SETPIPE_SZ, UFS_PIPE_SIZE) == -1)
+        close_pipe(desk);
     if (desk->request && desk->reply)
         return true;
     clear_desk(desk);
