@@ -79,7 +79,6 @@ def test_names_that_have_just_changed_are_not_kept(layers: Layers) -> None:
         assert _moved(door)["syscr"] > before
 
 
-@machine_only(NO_PASSTHROUGH)
 def test_a_linked_file_is_listed_with_its_new_number(layers: Layers) -> None:
     """Its copy is a file of its own, and the kernel keeps what it was told of the directory."""
     build(layers.lower[0], {"d/one": file(b"x")})
@@ -94,6 +93,7 @@ def test_a_linked_file_is_listed_with_its_new_number(layers: Layers) -> None:
         }
 
 
+@machine_only(NO_PASSTHROUGH)
 def test_data_of_upper_passes_the_program_by(layers: Layers) -> None:
     with _mounted(layers) as door:
         path = Path(layers.target, "large")
