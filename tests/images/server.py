@@ -101,6 +101,18 @@ def _printed(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@contextmanager
+def _serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Serve from another thread; gives HOST:PORT."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
 @final
 class TokenServer:
     """Gives the tokens that a registry of the same folder believes: they are signed by the key of
@@ -120,14 +132,8 @@ class TokenServer:
     def running(self) -> Iterator[str]:
         """Serve; gives the page for tokens."""
         handler = type("TokenHandler", (_TokenHandler,), {"server_of_tokens": self})
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
-            try:
-                yield f"http://localhost:{server.server_port}/token"
-            finally:
-                server.shutdown()
-                thread.join()
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, _serving(server) as place:
+            yield f"http://{place}/token"
 
     def token(self, scopes: list[str], *, known: bool) -> str:
         """A JSON web token for scopes such as repository:NAME:pull,push (RFC 7519, RFC 7515)."""
@@ -253,13 +259,10 @@ class Proxy:
         handler = type("Handler", (_Handler,), {"proxy": self})
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             server.daemon_threads = False  # the end waits for them, and what they keep
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
             try:
-                yield f"localhost:{server.server_port}"
+                with _serving(server) as place:
+                    yield place
             finally:
-                server.shutdown()
-                thread.join()
                 self._end()
 
     def _end(self) -> None:
