@@ -420,7 +420,7 @@ class _Builder:
     def _run(self, state: _State, one: Instruction, number: int) -> tuple[Made, bool]:
         settings = state.config.settings
         words = command(settings, one)
-        if one.documents and one.script.startswith("#!"):
+        if one.names_interpreter:
             words = (script_place(one),)
         asked = mounts(one, state.variables)
         known = environment(settings)

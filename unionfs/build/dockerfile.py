@@ -108,6 +108,11 @@ class Instruction:
             return self.documents[0].text
         return self.lines
 
+    @property
+    def names_interpreter(self) -> bool:
+        """Whether the script is a here-document that says by itself what runs it."""
+        return bool(self.documents) and self.script.startswith("#!")
+
     def error(self, message: str) -> BuildError:
         """An error of this instruction."""
         return BuildError(message, self.where)

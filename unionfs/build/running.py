@@ -107,7 +107,7 @@ class Lender:
                     source = stack.enter_context(self._bind(one, mount))
                 if source and target:
                     found.volumes.append(Volume(source, target, not mount.writable))
-            if one.documents and one.script.startswith("#!"):
+            if one.names_interpreter:
                 source = stack.enter_context(_file(one.script.encode(), 0o755, self.store.root))
                 found.volumes.append(Volume(source, script_place(one), read_only=True))
             yield found
