@@ -128,7 +128,7 @@ class TableInodes(Inodes):
             has_upper=stack.upper is not None,
             work=stack.claim().fd if stack.claimed else -1,
             durable=not options.volatile,
-            strict=options.fsync == "strict",
+            strict=options.strict,
             passthrough=terms.passthrough,
             writeback=terms.writeback,
             xattrs=not (options.noxattrs or options.noacl),

@@ -495,10 +495,9 @@ class Operations(pyfuse3.Operations):
         """After a name of an inode was removed. status: from before."""
         self.inodes.unbind(parent, name)
         if not inode.node.names:
-            fields = {key: getattr(status, key) for key in dir(status) if key.startswith("st_")}
             gone = inode.node.is_dir or inode.node.index is not None
             links = 0 if gone else status.st_nlink - 1
-            last = os.stat_result([*status[:3], links, *status[4:10]], fields)
+            last = system.renumbered(status, status.st_ino, status.st_dev, links)
             self.inodes.removed(inode, last)
         self.inodes.drop_unused(inode)
 

@@ -71,7 +71,6 @@ _MAX_HANDLE_SIZE: Final = 128  # MAX_HANDLE_SZ, linux/exportfs.h
 _BELOW_PROC: Final = 4095 - len("/proc/self/fd/2147483647/")
 """Bytes of the longest path that fits below a link in /proc (PATH_MAX)."""
 
-# What os.stat_result has beside the ten fields of a tuple.
 _PRECISE: Final = (
     "st_atime",
     "st_mtime",
@@ -372,7 +371,12 @@ def inode_and_change(dir_fd: int, path: str, /) -> tuple[int, int] | None:
 def renumbered(status: os.stat_result, inode: int, device: int, links: int, /) -> os.stat_result:
     """A status with another st_ino, st_dev and st_nlink."""
     fields = [status[0], inode, device, links, *status[4:10]]
-    return os.stat_result(fields, {name: getattr(status, name) for name in _PRECISE})
+    return os.stat_result(fields, precise(status))
+
+
+def precise(status: os.stat_result) -> dict[str, int | float]:
+    """What a status has beside the ten fields of a tuple, to make another one with."""
+    return {name: getattr(status, name) for name in _PRECISE}
 
 
 def clone(src_fd: int, dst_fd: int) -> bool:
@@ -531,9 +535,14 @@ def capable(capability: int) -> bool:
     """Whether this process has a capability, by its number, in the first user namespace."""
     if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
         return False
-    with open("/proc/self/status", encoding="ascii") as status:
+    return bool(capabilities("CapEff") >> capability & 1)
+
+
+def capabilities(name: str) -> int:
+    """One of this process' sets of capabilities, a bit each; name: as proc_pid_status(5) has it."""
+    with open("/proc/self/status", encoding="ascii", errors="surrogateescape") as status:
         fields = dict(line.split(":", 1) for line in status)
-    return bool(int(fields["CapEff"], 16) >> capability & 1)
+    return int(fields[name], 16)
 
 
 def keep_capabilities() -> bool:

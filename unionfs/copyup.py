@@ -126,7 +126,7 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
         if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
             mark = stack.numbers.handle_mark(source.layer.fd, source.path)
             _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
-        strict = kind == stat.S_IFDIR and stack.options.fsync == "strict"
+        strict = kind == stat.S_IFDIR and stack.options.strict
         if (kind == stat.S_IFREG or strict) and _syncs(stack):
             _sync(workdir.fd, draft)
     return draft

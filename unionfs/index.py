@@ -21,6 +21,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from unionfs import markers, system
+from unionfs.workdir import remove_directory
 
 if TYPE_CHECKING:
     from unionfs.stack import LayerStack
@@ -81,9 +82,7 @@ def discard(stack: LayerStack, name: str) -> None:
     try:
         os.unlink(name, dir_fd=_fd(stack))
     except IsADirectoryError:
-        import shutil
-
-        shutil.rmtree(name, dir_fd=_fd(stack))
+        remove_directory(name, _fd(stack))
 
 
 def is_sound(stack: LayerStack, name: str) -> bool:

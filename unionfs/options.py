@@ -282,6 +282,11 @@ class MountOptions:
         """Whether an fsync(2) of a file does anything."""
         return not self.volatile and self.fsync != "0"
 
+    @property
+    def strict(self) -> bool:
+        """Whether directories that are copied up are synced, as files are."""
+        return self.fsync == "strict"
+
     def decided(self, *, trusted: bool) -> MountOptions:
         """With what depends on privilege, the kernel and other options settled.
 

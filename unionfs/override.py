@@ -58,8 +58,8 @@ def applied(dir_fd: int, path: str, name: str, status: os.stat_result) -> os.sta
     if match is None:
         raise OSError(errno.EINVAL, f"corrupt attribute {name}; remove it", path)
     mode = stat.S_IFMT(status.st_mode) | stat.S_IMODE(int(match[3], 8))
-    more = {field: getattr(status, field) for field in dir(status) if field.startswith("st_")}
-    return os.stat_result((mode, *status[1:4], int(match[1]), int(match[2]), *status[6:10]), more)
+    fields = (mode, *status[1:4], int(match[1]), int(match[2]), *status[6:10])
+    return os.stat_result(fields, system.precise(status))
 
 
 def put(dir_fd: int, path: str, name: str, uid: int, gid: int, mode: int) -> None:

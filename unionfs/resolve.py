@@ -147,10 +147,9 @@ def status(stack: LayerStack, node: Node) -> os.stat_result:
     found = top(stack, node).status()
     if node.data is None:
         return found
-    more = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
     data = lstat_or_none(node.data.layer, node.data.path)
     blocks = data.st_blocks if data else -(-found.st_size // _BLOCK)
-    return os.stat_result(found[:10], more | {"st_blocks": blocks})
+    return os.stat_result(found[:10], system.precise(found) | {"st_blocks": blocks})
 
 
 def _in_upper(stack: LayerStack, node: Node) -> Place:

@@ -53,7 +53,7 @@ class WorkDir:
             with contextlib.suppress(FileNotFoundError):
                 os.chmod("work", 0o700, dir_fd=parent)  # the kernel leaves it closed
                 _check_compatible(work)
-                _remove("work", parent)
+                remove_directory("work", parent)
             os.mkdir("work", 0o700, dir_fd=parent)
             self.fd = _opened("work", held, parent)
             try:
@@ -86,7 +86,7 @@ class WorkDir:
             try:
                 os.unlink(name, dir_fd=self.fd)
             except IsADirectoryError:
-                _remove(name, self.fd)
+                remove_directory(name, self.fd)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _opened(path: str, held: contextlib.ExitStack, dir_fd: int | None = None) ->
     return fd
 
 
-def _remove(name: str, dir_fd: int) -> None:
+def remove_directory(name: str, dir_fd: int) -> None:
     """Remove a directory with all in it. Raises OSError."""
     with contextlib.suppress(OSError):  # it is empty, unless a writer died
         os.rmdir(name, dir_fd=dir_fd)

@@ -11,10 +11,10 @@ Rules: capabilities(7); OCI runtime specification, config.md, "Linux Process", a
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
+
+from unionfs import system
 
 _ALL: Final = "ALL"
 _NAMES: Final = (
@@ -53,7 +53,7 @@ def granted(add: Iterable[str] = (), drop: Iterable[str] = ()) -> tuple[str, ...
     added, dropped = {*map(_named, add)}, {*map(_named, drop)}
     kept = {*_NAMES} if _ALL in added else set() if _ALL in dropped else {*_DEFAULT}
     kept = (kept | (added - {_ALL})) - (dropped - {_ALL})
-    ours = _bounding_set()
+    ours = system.capabilities("CapBnd")  # what we can give on
     return tuple(
         f"CAP_{name}" for number, name in enumerate(_NAMES) if name in kept and ours >> number & 1
     )
@@ -85,10 +85,3 @@ def _named(text: str) -> str:
         message = "no such capability; see capabilities(7)"
         raise OSError(errno.EINVAL, message, text)
     return name
-
-
-def _bounding_set() -> int:
-    """What this process can give on, a bit each."""
-    found = re.search(r"^CapBnd:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found, "the kernel always tells"
-    return int(found[1], 16)
