@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -14,7 +15,11 @@
 #include "ufs_calls.h"
 #include "ufs_listing.h"
 
-enum { UFS_FIRST_SLOTS = 1024, UFS_FIRST_FILES = 64 };
+enum {
+    UFS_FIRST_SLOTS = 1024,
+    UFS_FIRST_FILES = 64,
+    UFS_GIVE_BACK = 1 << 14 /* nodes, some 4 MiB */
+};
 
 int ufs_table_init(struct ufs_table *table)
 {
@@ -314,6 +319,10 @@ void ufs_drop_unused(struct ufs_table *table, struct ufs_node *node)
     *slot = node->next_in_hash;
     table->node_count--;
     free_node(node);
+    if (++table->dropped == UFS_GIVE_BACK) { /* by itself, malloc keeps what it once had */
+        table->dropped = 0;
+        malloc_trim(0);
+    }
 }
 
 void ufs_forget(struct ufs_table *table, struct ufs_node *node, uint64_t lookups)

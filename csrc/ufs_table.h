@@ -121,6 +121,7 @@ struct ufs_table {
     uint64_t key[2];  /* of the hash of names */
     struct ufs_node **nodes;
     size_t node_count, node_slots;
+    size_t dropped; /* nodes, since memory was given back to the machine */
     struct ufs_name **names;
     size_t name_count, name_slots;
     struct ufs_linked *linked; /* unordered; few */
