@@ -113,8 +113,8 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
 {
     static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
                              "work", "durable", "strict", "passthrough", "writeback", "xattrs",
-                             "syncs", "timeout", NULL };
-    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs;
+                             "syncs", "idmapped", "timeout", NULL };
+    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs, idmapped;
     PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
@@ -124,10 +124,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
                                      &copy_up, &has_upper, &work, &durable, &strict,
-                                     &passthrough, &writeback, &xattrs, &syncs, &timeout)
+                                     &passthrough, &writeback, &xattrs, &syncs, &idmapped, &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
         return NULL;
@@ -143,6 +143,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->table.work = work;
     session->table.durable = durable;
     session->table.strict = strict;
+    session->table.idmapped = idmapped;
     session->passthrough = passthrough;
     session->writeback = writeback;
     session->xattrs = xattrs;

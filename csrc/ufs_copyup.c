@@ -31,6 +31,8 @@ int ufs_plan_copy(struct ufs_table *table, const struct ufs_node *node, struct u
     copy->path = ufs_locate(table, node, &copy->layer, copy->buffer);
     if (!copy->path || fstatat(copy->layer, copy->path, &copy->status, AT_SYMLINK_NOFOLLOW))
         return -errno;
+    if (table->idmapped && ufs_is_unmapped(copy->layer, copy->path, &copy->status))
+        return -EOVERFLOW;
     ufs_name_draft(table, copy->draft);
     if (S_ISDIR(status->st_mode))
         return node->type == DT_DIR;

@@ -7,12 +7,19 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/xattr.h>
+#include <unistd.h>
 
 #include "ufs_marks.h"
 
 static const unsigned GUARDS = FS_IMMUTABLE_FL | FS_APPEND_FL;
 static const unsigned XGUARDS = FS_XFLAG_IMMUTABLE | FS_XFLAG_APPEND;
 static const unsigned COPIED = FS_SYNC_FL | FS_NOATIME_FL;
+
+bool ufs_is_unmapped(int fd, const char *path, const struct stat *status)
+{
+    return (status->st_uid == UFS_OVERFLOW_ID || status->st_gid == UFS_OVERFLOW_ID)
+           && faccessat(fd, path, W_OK, AT_EACCESS | AT_SYMLINK_NOFOLLOW) && errno == EACCES;
+}
 
 static void keep_guards(struct ufs_node *node, unsigned guards)
 {

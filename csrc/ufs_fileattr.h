@@ -1,8 +1,13 @@
-/* Flags of files (chattr(1)), by the rules of unionfs/fileattr.py. */
+/* Flags of files (chattr(1)) and owners without a number, by the rules of unionfs/fileattr.py. */
 #ifndef UFS_FILEATTR_H
 #define UFS_FILEATTR_H
 
 #include "ufs_table.h"
+
+enum { UFS_OVERFLOW_ID = 65534 }; /* DEFAULT_OVERFLOWUID, linux/highuid.h */
+
+/* Whether the idmapped mount that a file lies on has no number for its owner or group. */
+bool ufs_is_unmapped(int fd, const char *path, const struct stat *status);
 
 /* Which of FS_IMMUTABLE_FL and FS_APPEND_FL a node has: read once, while it has a name. The caller
  * holds the lock. */

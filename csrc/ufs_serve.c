@@ -146,8 +146,24 @@ static dev_t decoded_device(uint32_t device)
     return makedev((device & 0xfff00) >> 8, (device & 0xff) | (device >> 12 & ~0xffu));
 }
 
-static void fill_attributes(const struct ufs_node *node, const struct stat *status,
-                            struct fuse_attr *attr)
+/* Let the kernel know of owners without a number: it refuses to change the file. */
+static void unmap(const struct turn *turn, const struct ufs_node *node, const struct stat *status,
+                  struct fuse_attr *attr)
+{
+    char buffer[UFS_PATH_SIZE], *path;
+    int fd;
+
+    path = ufs_locate(turn->table, node, &fd, buffer);
+    if (!path || !ufs_is_unmapped(fd, path, status))
+        return;
+    if (attr->uid == UFS_OVERFLOW_ID)
+        attr->uid = (uint32_t)-1;
+    if (attr->gid == UFS_OVERFLOW_ID)
+        attr->gid = (uint32_t)-1;
+}
+
+static void fill_attributes(const struct turn *turn, const struct ufs_node *node,
+                            const struct stat *status, struct fuse_attr *attr)
 {
     *attr = (struct fuse_attr){
         .ino = node->number,
@@ -166,6 +182,8 @@ static void fill_attributes(const struct ufs_node *node, const struct stat *stat
         .rdev = encoded_device(status->st_rdev),
         .blksize = (uint32_t)status->st_blksize,
     };
+    if (turn->table->idmapped)
+        unmap(turn, node, status, attr);
 }
 
 /* The status of a node's file: 0 or -errno. */
@@ -202,7 +220,7 @@ static void fill_entry(struct turn *turn, struct ufs_node *node, const struct st
     entry->nodeid = node->id;
     entry->entry_valid = entry->attr_valid = session->seconds;
     entry->entry_valid_nsec = entry->attr_valid_nsec = session->nanoseconds;
-    fill_attributes(node, status, &entry->attr);
+    fill_attributes(turn, node, status, &entry->attr);
     node->lookups++;
 }
 
@@ -223,7 +241,7 @@ static int told_attributes(struct turn *turn, const struct ufs_node *node)
         return failed;
     out->attr_valid = turn->session->seconds;
     out->attr_valid_nsec = turn->session->nanoseconds;
-    fill_attributes(node, &status, &out->attr);
+    fill_attributes(turn, node, &status, &out->attr);
     return 0;
 }
 
@@ -374,7 +392,7 @@ static int on_statx(struct turn *turn)
         failed = read_status(turn, node, &status);
     if (failed)
         return failed;
-    fill_attributes(node, &status, &attr);
+    fill_attributes(turn, node, &status, &attr);
     out->valid = turn->session->seconds;
     out->valid_nsec = turn->session->nanoseconds;
     out->status = (struct statx){

@@ -28,6 +28,7 @@ class Table:
         writeback: bool,
         xattrs: bool,
         syncs: bool,
+        idmapped: bool,
         timeout: float,
     ) -> None: ...
     def lock(self) -> None: ...

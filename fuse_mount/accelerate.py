@@ -133,6 +133,7 @@ class TableInodes(Inodes):
             writeback=terms.writeback,
             xattrs=not (options.noxattrs or options.noacl),
             syncs=options.syncs,
+            idmapped=stack.idmapped,
             timeout=terms.timeout,
         )
         self.root = self._keep(ROOT_ID, root)

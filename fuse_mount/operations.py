@@ -62,6 +62,7 @@ _FOR_LAYERS: Final = (
     os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NONBLOCK | os.O_NOFOLLOW
 )
 """The flags that concern a layer's file; the kernel has others of its own, as one for execve(2)."""
+_INVALID_ID: Final = 2**32 - 1
 _ACL: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
@@ -171,6 +172,8 @@ class Operations(pyfuse3.Operations):
         entry.st_nlink = self._links(inode, found)
         entry.st_uid = self._users.shown(found.st_uid)
         entry.st_gid = self._groups.shown(found.st_gid)
+        if self._stack.idmapped and not self._is_removed(inode):
+            self._unmap(node, entry)
         entry.st_rdev = found.st_rdev
         entry.st_size = found.st_size
         entry.st_blocks = found.st_blocks
@@ -181,6 +184,14 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = self._timeout
         ctypes.c_uint64.from_address(id(entry) + _ID_OFFSET).value = inode.id
         return entry
+
+    def _unmap(self, node: resolve.Node, entry: EntryAttributes) -> None:
+        """Let the kernel know of owners without a number: it refuses to change the file."""
+        if fileattr.is_unmapped(self._stack, node):
+            if entry.st_uid == fileattr.OVERFLOW_ID:
+                entry.st_uid = _INVALID_ID
+            if entry.st_gid == fileattr.OVERFLOW_ID:
+                entry.st_gid = _INVALID_ID
 
     def _links(self, inode: Inode, status: os.stat_result) -> int:
         node = inode.node
@@ -447,7 +458,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         linked = self.inodes[inode]
         copyup.writable(self._stack)
-        fileattr.refuse(self._stack, self.inodes[new_parent_inode].node, fileattr.IMMUTABLE)
+        fileattr.refuse_names(self._stack, self.inodes[new_parent_inode].node)
         fileattr.refuse(self._stack, linked.node)
         await self._copy_up(linked, data=False)
         parent, name = self._new(new_parent_inode, new_name)

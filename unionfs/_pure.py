@@ -57,9 +57,11 @@ _WRITTEN_CHUNK: Final = 16 << 20  # is written to disk while the next one is cop
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
 _AT_FDCWD: Final = -100
+_AT_EACCESS: Final = 0x200
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _SYS_OPEN_TREE: Final = 428
+_SYS_FACCESSAT2: Final = 439
 _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
 _MOUNT_ATTR: Final = struct.Struct("=QQQQ")  # set, clear, propagation, user namespace
@@ -346,6 +348,15 @@ def guards(dir_fd: int, path: str) -> int:
     _call("statx", dir_fd, _encoded(path), _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, 0, buffer)
     attributes: int = _STATX_ATTRIBUTES.unpack_from(buffer)[0]
     return attributes & _STATX_GUARDS
+
+
+def write_error(dir_fd: int, path: str) -> int:
+    """The errno with which the kernel refuses us to write to it, 0 where it does not."""
+    flags = _AT_EACCESS | _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW
+    try:
+        return _call("syscall", _SYS_FACCESSAT2, dir_fd, _encoded(path), os.W_OK, flags)
+    except OSError as error:
+        return error.errno or 0
 
 
 def get_flags(fd: int) -> int:

@@ -98,7 +98,7 @@ def link(stack: LayerStack, node: Node, parent: Node, name: str) -> None:
     """Give a file, which is no directory, one name more."""
     writable(stack)
     _check_name(name)
-    fileattr.refuse(stack, parent, fileattr.IMMUTABLE)
+    fileattr.refuse_names(stack, parent)
     fileattr.refuse(stack, node)
     copy_up(stack, node, data=False)
     _copy_up_directory(stack, parent)
@@ -128,7 +128,7 @@ def _create(
 ) -> Node:
     upper = writable(stack)
     _check_name(name)
-    fileattr.refuse(stack, parent, fileattr.IMMUTABLE)
+    fileattr.refuse_names(stack, parent)
     _copy_up_directory(stack, parent)
     _make(stack, parent, name, make, creator or nullcontext())
     place = Place(upper, join(parent.path, name))
@@ -350,7 +350,7 @@ def refuse_rename(
     """Raise PermissionError where flags of the files, or of what they lie in, forbid a rename."""
     fileattr.refuse_removal(stack, old_parent, old)
     if new is None:
-        fileattr.refuse(stack, new_parent, fileattr.IMMUTABLE)
+        fileattr.refuse_names(stack, new_parent)
     else:
         fileattr.refuse_removal(stack, new_parent, new)
 
@@ -552,7 +552,7 @@ def truncate(stack: LayerStack, node: Node, length: int) -> None:
     if node.kind != stat.S_IFREG:
         number = errno.EISDIR if node.is_dir else errno.EINVAL
         raise OSError(number, os.strerror(number), node.path)
-    fileattr.refuse(stack, node)
+    fileattr.refuse(stack, node, unmapped=errno.EACCES)
     copy_up(stack, node, length)
     place = top(stack, node)
     fd = system.open_beneath(place.layer.fd, place.path, os.O_WRONLY | os.O_NONBLOCK)
@@ -569,6 +569,7 @@ def set_flags(stack: LayerStack, node: Node, flags: int) -> None:
     immutable and append-only; EOPNOTSUPP.
     """
     writable(stack)
+    fileattr.refuse(stack, node, 0, errno.EPERM)
     changed = fileattr.get(stack, node) ^ flags
     if changed & fileattr.GUARDS and not system.capable(_LINUX_IMMUTABLE):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), node.path)

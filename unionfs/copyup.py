@@ -99,6 +99,8 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
     """
     workdir = stack.claim()
     source = node.lower[0]
+    if stack.idmapped:
+        fileattr.refuse(stack, node, 0)
     status = lstat(source.layer, source.path)  # as it is, whatever an index says
     kind = stat.S_IFMT(status.st_mode)
     below = resolve.data(stack, node)

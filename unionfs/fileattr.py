@@ -1,12 +1,16 @@
-"""File flags (chattr(1)): which files may not be changed, and how a copy keeps that.
+"""Which files may not be changed: by their flags (chattr(1)), or as nobody's here.
 
 A file of a lower layer has the flags that its filesystem gives it. On a file of upper, immutable
 and append-only would be in the way of ourselves, who make directories and links there; so those two
 are kept in a mark, and are ours to heed. The others a copy has by itself.
 
+An idmapped mount may have no number for a file's owner or group. The kernel shows the overflow
+user's then, and lets nobody write to the file, which would put that user in the owner's place.
+
 Rules: fs/overlayfs/util.c, ovl_copyflags, ovl_check_protattr; copy_up.c, ovl_copy_fileattr. What
 the flags forbid is the VFS' to say: fs/namei.c, may_delete and may_open; fs/attr.c, may_setattr;
-fs/xattr.c, may_write_xattr.
+fs/xattr.c, may_write_xattr. What it does not let owners without a number: the same functions,
+and ovl_copy_up_one. Not told of are such owners on a filesystem that is itself read-only.
 Cost: one call for each node that is changed, the first time; two more for a copy-up.
 """
 
@@ -30,6 +34,9 @@ IMMUTABLE: Final = 0x10
 APPEND: Final = 0x20
 NOATIME: Final = 0x80
 GUARDS: Final = IMMUTABLE | APPEND
+_UNMAPPED: Final = 1 << 32
+"""Beside the flags in `Node.guard`."""
+OVERFLOW_ID: Final = 65534  # DEFAULT_OVERFLOWUID, linux/highuid.h
 _COPIED: Final = SYNC | NOATIME
 _LETTERS: Final = ((APPEND, b"a"), (IMMUTABLE, b"i"))
 _WITHOUT_FLAGS: Final = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
@@ -38,6 +45,15 @@ _WITHOUT_FLAGS: Final = (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP)
 
 def guard(stack: LayerStack, node: Node) -> int:
     """Which of IMMUTABLE and APPEND a node has."""
+    return _guard(stack, node) & GUARDS
+
+
+def is_unmapped(stack: LayerStack, node: Node) -> bool:
+    """Whether the mount that a node lies on has no number for its owner or group."""
+    return bool(_guard(stack, node) & _UNMAPPED)
+
+
+def _guard(stack: LayerStack, node: Node) -> int:
     if node.guard is None:
         place = top(stack, node)
         if node.upper:
@@ -45,12 +61,29 @@ def guard(stack: LayerStack, node: Node) -> int:
             node.guard = sum(flag for flag, letter in _LETTERS if letter in (mark or b""))
         else:
             node.guard = system.guards(place.layer.fd, place.path)
+        if stack.idmapped and _belongs_to_none(place):
+            node.guard |= _UNMAPPED
     return node.guard
 
 
-def refuse(stack: LayerStack, node: Node, flags: int = GUARDS) -> None:
-    """Raise PermissionError for a node with one of these flags."""
-    if guard(stack, node) & flags:
+def _belongs_to_none(place: Place) -> bool:
+    status = place.status()
+    shown = OVERFLOW_ID in (status.st_uid, status.st_gid)
+    return shown and system.write_error(place.layer.fd, place.path) == errno.EACCES
+
+
+def refuse(
+    stack: LayerStack, node: Node, flags: int = GUARDS, unmapped: int = errno.EOVERFLOW
+) -> None:
+    """Raise PermissionError for a node with one of these flags.
+
+    unmapped: the errno for one whose owner has no number.
+    """
+    held = _guard(stack, node)
+    if held & _UNMAPPED:
+        message = "its owner is not mapped by the layer's idmapped mount; map it"
+        raise OSError(unmapped, message, node.path)
+    if held & flags:
         message = "immutable or append-only; see chattr(1)"
         raise PermissionError(errno.EPERM, message, node.path)
 
@@ -60,12 +93,18 @@ def refuse_opening(stack: LayerStack, node: Node, flags: int) -> None:
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     if writes or flags & os.O_TRUNC:
         appends = writes and flags & os.O_APPEND and not flags & os.O_TRUNC
-        refuse(stack, node, IMMUTABLE if appends else GUARDS)
+        refuse(stack, node, IMMUTABLE if appends else GUARDS, errno.EACCES)
+
+
+def refuse_names(stack: LayerStack, directory: Node) -> None:
+    """Raise PermissionError where a directory may get no name more."""
+    refuse(stack, directory, IMMUTABLE, errno.EACCES)
 
 
 def refuse_removal(stack: LayerStack, parent: Node, node: Node) -> None:
     """Raise PermissionError where a node may not lose its name in a directory."""
-    refuse(stack, parent)
+    refuse(stack, node, 0)
+    refuse(stack, parent, unmapped=errno.EACCES)
     refuse(stack, node)
 
 

@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Final, final
 
@@ -21,7 +22,7 @@ from unionfs.inodes import Numbers
 from unionfs.lower import Memory
 from unionfs.options import MountOptions
 from unionfs.place import Layer
-from unionfs.workdir import MEMBERS, WorkDir
+from unionfs.workdir import MEMBERS, WorkDir, mount_table
 
 LAYERS_MAX: Final = 500
 """As many lower layers as the kernel takes (OVL_MAX_STACK)."""
@@ -156,6 +157,16 @@ class LayerStack:
             self.lower = tuple(_indexed(layer, folder, self.prefix) for layer in self.lower)
             self.layers = (*([self.upper] if self.upper else []), *self.lower)
 
+    @cached_property
+    def idmapped(self) -> bool:
+        """Whether a layer lies on an idmapped mount, which need not map every owner."""
+        mounts = {
+            line.split(" ", 1)[0]
+            for line in mount_table()
+            if "idmapped" in line.split(" ", 6)[5].split(",")
+        }
+        return bool(mounts) and any(_mount_id(layer.path) in mounts for layer in self.layers)
+
     @property
     def claimed(self) -> bool:
         """Whether nobody but this stack's user may change upper."""
@@ -249,6 +260,16 @@ def _indexed(layer: Layer, folder: str, prefix: str) -> Layer:
     """A layer with its index; folder: where that is, from the layer's root."""
     known = layerindex.use(os.path.join(layer.path, folder), layer.fd, prefix)
     return dataclasses.replace(layer, known=known)
+
+
+def _mount_id(directory: str) -> str:
+    """The mount that a path leads to, by its number in the table of mounts."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as facts:
+            return next(line.split()[1] for line in facts if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
 
 
 def _keep_owners(upper: Layer, name: str) -> None:

@@ -41,6 +41,7 @@ from unionfs._pure import (
     set_xattr,
     stat_handle,
     sync_filesystem,
+    write_error,
     write_sparsely,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "set_xattr",
     "stat_handle",
     "sync_filesystem",
+    "write_error",
     "write_sparsely",
 ]
 

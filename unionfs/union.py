@@ -281,7 +281,7 @@ class UnionFS:
         if not directory.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory.path)
         upper = copyup.writable(self.stack)
-        fileattr.refuse(self.stack, directory, fileattr.IMMUTABLE)
+        fileattr.refuse_names(self.stack, directory)
         copyup.copy_up(self.stack, directory)
         return system.open_beneath(upper.fd, directory.path, flags, mode)
 
@@ -510,7 +510,10 @@ class UnionFS:
             ns = (round(times[0] * 10**9), round(times[1] * 10**9))
         node = self._node(path, follow=follow_symlinks)
         copyup.writable(self.stack)
-        fileattr.refuse(self.stack, node, fileattr.IMMUTABLE if ns is None else fileattr.GUARDS)
+        if ns is None:
+            fileattr.refuse(self.stack, node, fileattr.IMMUTABLE, errno.EACCES)
+        else:
+            fileattr.refuse(self.stack, node)
         changes.utime(self.stack, node, ns)
 
     @_operation

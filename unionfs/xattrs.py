@@ -56,7 +56,7 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     Raises OSError: EROFS, EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, …
     """
     writable(stack)
-    fileattr.refuse(stack, node)
+    fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_kind(node, name)
     copy_up(stack, node, data=False)
@@ -71,7 +71,7 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up.
     """
     writable(stack)
-    fileattr.refuse(stack, node)
+    fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_kind(node, name)
     if not is_in_upper(stack, node, data=False):

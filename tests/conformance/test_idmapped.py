@@ -1,11 +1,14 @@
 """Lower layers on idmapped mounts: owners, copies of them and what is made beside are the kernel's.
 
+Files whose owner has no number there can be read, and neither changed nor removed.
+
 A bind mount of each lower layer shows owners from 0 on as others from 100,000 on, as runtimes lend
 one image to containers with user namespaces of their own. Rules: mount_setattr(2), "ID-mapped
 mounts"; linux/mount.h.
 """
 
 import ctypes
+import errno
 import os
 import struct
 import subprocess
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.doors import DOORS, Door, Layers
+from tests.conformance.doors import DOORS, RENAME_EXCHANGE, Door, Layers
 from tests.conformance.doors import Folder as Place
 from tests.tree import (
     Snapshot,
@@ -58,7 +61,14 @@ LOWER = {
     "directory/inner": file(b"inner", uid=3),
     "group": directory(mode=0o2775, uid=1000, gid=1001),
     "moved/inner": file(b"inner", uid=4),
-    "unmapped": file(b"nobody's", uid=_UNMAPPED, gid=_UNMAPPED),
+    "unmapped": file(b"nobody's", mode=0o666, uid=_UNMAPPED, gid=_UNMAPPED),
+    "other": file(b"nobody's", uid=_UNMAPPED, gid=_UNMAPPED),
+    "unmapped group": file(b"nobody's", uid=3, gid=_UNMAPPED),
+    "unmapped link": symlink("file", uid=_UNMAPPED, gid=_UNMAPPED),
+    "unmapped directory": directory(mode=0o777, uid=_UNMAPPED, gid=_UNMAPPED),
+    "unmapped directory/inner": file(b"inner", uid=3, gid=3),
+    "unmapped empty": directory(uid=_UNMAPPED, gid=_UNMAPPED),
+    "overflow user's": file(b"", uid=65534, gid=65534),
 }
 
 STORY: list[tuple[str, Callable[[Door], object]]] = [
@@ -71,7 +81,45 @@ STORY: list[tuple[str, Callable[[Door], object]]] = [
     ("create beside", lambda union: union.mkdir("directory/new")),
     ("create with the group", lambda union: union.mkdir("group/new")),
     ("rename a directory", lambda union: union.rename("moved", "directory/moved")),
+    ("chmod, of nobody", lambda union: union.chmod("unmapped", 0o600)),
+    ("chmod, of no group", lambda union: union.chmod("unmapped group", 0o600)),
+    ("chown", lambda union: union.chown("unmapped", 5, -1)),
+    ("chown wholly", lambda union: union.chown("unmapped", 5, 5)),
+    ("chown a directory wholly", lambda union: union.chown("unmapped empty", 5, 5)),
+    ("chown a link", lambda union: union.chown("unmapped link", 5, 5, follow_symlinks=False)),
+    ("set times", lambda union: union.utime("unmapped", ns=(1, 1))),
+    ("set times to now", lambda union: union.utime("unmapped")),
+    ("truncate, of nobody", lambda union: union.truncate("unmapped", 1)),
+    ("open to read", lambda union: os.close(union.os_open("unmapped", os.O_RDONLY))),
+    ("open to write", lambda union: os.close(union.os_open("unmapped", os.O_WRONLY))),
+    ("may it be written", lambda union: _if(union.access("unmapped", os.W_OK))),
+    ("link, of nobody", lambda union: union.link("unmapped", "second")),
+    ("link a link", lambda union: union.link("unmapped link", "second")),
+    ("set an attribute", lambda union: union.setxattr("unmapped", "user.x", b"x")),
+    ("remove an attribute", lambda union: union.removexattr("unmapped", "user.x")),
+    ("create in a directory", lambda union: union.mkdir("unmapped directory/new")),
+    ("remove from a directory", lambda union: union.unlink("unmapped directory/inner")),
+    ("chmod in a directory", lambda union: union.chmod("unmapped directory/inner", 0o600)),
+    ("rename out", lambda union: union.rename("unmapped directory/inner", "inner")),
+    ("rename into", lambda union: union.rename("file", "unmapped directory/file")),
+    ("rename, of nobody", lambda union: union.rename("unmapped", "renamed")),
+    ("rename a link", lambda union: union.rename("unmapped link", "renamed")),
+    ("rename a directory of nobody", lambda union: union.rename("unmapped empty", "renamed")),
+    ("rename over", lambda union: union.rename("file", "other")),
+    ("exchange", lambda union: union.rename("file", "other", RENAME_EXCHANGE)),
+    ("unlink", lambda union: union.unlink("unmapped")),
+    ("unlink, of no group", lambda union: union.unlink("unmapped group")),
+    ("unlink a link", lambda union: union.unlink("unmapped link")),
+    ("rmdir", lambda union: union.rmdir("unmapped empty")),
+    ("rmdir a full one", lambda union: union.rmdir("unmapped directory")),
+    ("chmod, of the overflow user", lambda union: union.chmod("overflow user's", 0o600)),
 ]
+
+
+def _if(answer: bool) -> None:
+    """Tell an answer as the failures of other steps are told."""
+    if not answer:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -148,4 +196,5 @@ def _tell(door: str, folder: Path) -> dict[str, object]:
 def test_owners_are_those_that_the_mount_shows(door: str, tmp_path: Path) -> None:
     kernel = _tell("kernel", tmp_path)
     assert "100000" in str(kernel["before file"])
+    assert kernel["unlink"] == "EOVERFLOW"
     assert not differences(kernel, _tell(door, tmp_path))
