@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "ufs_files.h"
 #include "ufs_serve.h"
 
 typedef struct {

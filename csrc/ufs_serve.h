@@ -30,11 +30,6 @@ int ufs_serve(struct ufs_session *session);
 /* Carry pyfuse3's replies to the kernel until the socket is shut down. */
 int ufs_carry(struct ufs_session *session);
 
-/* Note an open file, as ufs_opened, and set up passthrough to it where that pays. The caller holds
- * the table's lock. 0, or -1 with errno. */
-int ufs_keep_open(struct ufs_session *session, struct ufs_node *node, int fd, int flags,
-                  bool lower);
-
 /* Have the kernel ask for a node's attributes again, and for what is in it where contents tells. */
 void ufs_invalidate(const struct ufs_session *session, uint64_t id, bool contents);
 
