@@ -411,7 +411,7 @@ class Operations(pyfuse3.Operations):
             gid = above.st_gid
             mode |= stat.S_ISGID * node.is_dir
         place = resolve.top(self._stack, node)
-        override.put(place.layer.fd, place.path, self._owners, uid, gid, mode)
+        override.give(place.layer.fd, place.path, self._owners, uid, gid, node.kind | mode)
 
     def _new(self, parent_inode: int, name: bytes) -> tuple[Inode, str]:
         parent, text = self.inodes[parent_inode], os.fsdecode(name)

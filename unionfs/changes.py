@@ -507,8 +507,8 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
     copy_up(stack, node, data=False)
     place = top(stack, node)
     owners = place.layer.owners
-    if owners and override.has(status := place.status()):
-        override.change(place.layer.fd, place.path, owners, status, mode=mode)
+    if owners and override.has(place.layer.fd, place.path):
+        override.change(place.layer.fd, place.path, owners, place.status(), mode=mode)
     else:
         os.chmod(place.path or ".", mode & 0o7777, dir_fd=place.layer.fd)
 
@@ -520,8 +520,8 @@ def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     copy_up(stack, node, data=False)
     place = top(stack, node)
     owners = place.layer.owners
-    if owners and override.has(status := place.status()):
-        override.change(place.layer.fd, place.path, owners, status, uid=uid, gid=gid)
+    if owners and override.has(place.layer.fd, place.path):
+        override.change(place.layer.fd, place.path, owners, place.status(), uid=uid, gid=gid)
     elif not owners:
         os.chown(place.path or ".", uid, gid, dir_fd=place.layer.fd, follow_symlinks=False)
 

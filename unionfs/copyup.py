@@ -119,6 +119,8 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
             os.mkdir(draft, 0o700, dir_fd=workdir.fd)
         elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(source.path, dir_fd=source.layer.fd), draft, dir_fd=workdir.fd)
+        elif source.layer.owners and override.stands_in(source.layer.fd, source.path, kind):
+            os.close(os.open(draft, _NEW, 0o600, dir_fd=workdir.fd))
         else:
             os.mknod(draft, kind | 0o600, status.st_rdev, dir_fd=workdir.fd)
         copy_attributes(stack, source, status, workdir.fd, draft)
@@ -208,8 +210,8 @@ def copy_attributes(
             value = system.get_xattr(source.layer.fd, source.path, name)
             if value is not None:
                 set_attribute(dir_fd, copy, name, value)
-    if owners and override.has(status):
-        override.put(dir_fd, copy, owners, status.st_uid, status.st_gid, status.st_mode)
+    if owners and override.has(dir_fd, copy):
+        override.put(dir_fd, copy, owners, status)
         os.chmod(copy, override.on_disk(status.st_mode), dir_fd=dir_fd)
     elif not stat.S_ISLNK(status.st_mode):
         os.chmod(copy, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)

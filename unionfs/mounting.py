@@ -187,6 +187,8 @@ def _mount_fuse(stack: LayerStack, target: str, why: str) -> Mount:
         message = f"FUSE: the package fuse_mount is not installed; FUSE is needed as {why}"
         raise MountError(errno.ENOSYS, message, target)
     home = os.path.dirname(found.submodule_search_locations[0])
+    if not stack.options.ro:
+        stack.check_owners()
     options = render(
         stack.options,
         [layer.path for layer in stack.lower],

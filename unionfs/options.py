@@ -233,7 +233,8 @@ class MountOptions:
         "Keep owner, group and mode of files and directories in an attribute, for users who may "
         "not give files away: `1` in `security.fuseoverlayfs.override_stat`, which asks for root, "
         "`2` in `user.fuseoverlayfs.override_stat`, or `user.containers.override_stat` where "
-        "upper's root has that. Lower layers are read so where their root has any of them. No "
+        "upper's root has that. Lower layers are read so where their root has any of them; what "
+        "an empty file there stands in for, by its type, is shown: a device, pipe or socket. No "
         "access control lists.",
         kernel=False,
     )

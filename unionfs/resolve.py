@@ -235,7 +235,7 @@ def _find_origin(stack: LayerStack, node: Node, place: Place) -> None:
         return
     mark = system.get_xattr(fd, path, prefix + markers.ORIGIN)
     origin = stack.numbers.origin(mark) if mark else None
-    if origin is not None and stat.S_IFMT(origin.st_mode) != node.kind:
+    if origin is not None and not _is_of_kind(stack, origin, node.kind):
         origin = None
     if node.data is not None:
         node.redirect = markers.redirect_of(prefix, fd, path)
@@ -253,6 +253,12 @@ def _find_origin(stack: LayerStack, node: Node, place: Place) -> None:
     # Links of a lower file may have been copied up one by one: each is a file of its own then.
     if node.index is not None or origin.st_nlink == 1:
         node.file, node.origin = file_id(origin), True
+
+
+def _is_of_kind(stack: LayerStack, origin: os.stat_result, kind: int) -> bool:
+    """Whether a lower file is of a node's kind, or may stand in for such a one (`override`)."""
+    found = stat.S_IFMT(origin.st_mode)
+    return found == kind or bool(stack.options.xattr_permissions and found == stat.S_IFREG)
 
 
 @dataclass(slots=True)

@@ -190,8 +190,7 @@ class LayerStack:
                     try:
                         if self.indexes:
                             self._prepare_index(workdir)
-                        if self.upper.owners:
-                            _keep_owners(self.upper, self.upper.owners)
+                        self._keep_owners()
                     except BaseException:
                         workdir.close()
                         raise
@@ -206,6 +205,25 @@ class LayerStack:
         if self.upper is not None and self.work is not None:
             with _as_stack_error():
                 WorkDir(self.work, self.upper.path, self.prefix).close()
+
+    def check_owners(self) -> None:
+        """Raise what `claim` would raise where owners cannot be kept in the attribute asked for."""
+        with _as_stack_error():
+            self._keep_owners()
+
+    def _keep_owners(self) -> None:
+        """Say by upper's root that its files have their owners in an attribute, if they have."""
+        upper = self.upper
+        if upper is None or upper.owners is None:
+            return
+        if system.get_xattr(upper.fd, "", upper.owners) is not None:
+            return
+        status = os.stat(upper.fd)
+        try:
+            override.put(upper.fd, "", upper.owners, status)
+        except PermissionError:
+            message = f"nobody but root may keep owners in {upper.owners}; use xattr_permissions=2"
+            raise PermissionError(errno.EPERM, message, upper.path) from None
 
     def _prepare_index(self, workdir: WorkDir) -> None:
         if self.index is None:
@@ -270,13 +288,6 @@ def _mount_id(directory: str) -> str:
             return next(line.split()[1] for line in facts if line.startswith("mnt_id:"))
     finally:
         os.close(fd)
-
-
-def _keep_owners(upper: Layer, name: str) -> None:
-    """Say by its root that an upper's files have their owners in an attribute."""
-    if system.get_xattr(upper.fd, "", name) is None:
-        status = os.stat(upper.fd)
-        override.put(upper.fd, "", name, status.st_uid, status.st_gid, status.st_mode)
 
 
 def _opened(

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, final
 
-from unionfs import changes, copyup, fileattr, merge, resolve, system, xattrs
+from unionfs import changes, copyup, fileattr, merge, override, resolve, system, xattrs
 from unionfs.explanation import Explanation, explain
 from unionfs.nodes import Nodes
 from unionfs.resolve import Node, walk
@@ -94,10 +94,13 @@ class DirEntry:
         return self._union.stat(self.path, follow_symlinks=follow_symlinks)
 
     def _is(self, kind: int, follow: bool) -> bool:
-        if not (follow and self.is_symlink()):
+        followed = follow and self.is_symlink()
+        # A file may stand in for another one (`override`).
+        unsure = self._listed.kind == stat.S_IFREG and self._union.stack.options.xattr_permissions
+        if not (followed or unsure):
             return self._listed.kind == kind
         try:
-            return stat.S_IFMT(self.stat().st_mode) == kind
+            return stat.S_IFMT(self.stat(follow_symlinks=followed).st_mode) == kind
         except FileNotFoundError:
             return False
 
@@ -274,6 +277,8 @@ class UnionFS:
             flags |= os.O_NOFOLLOW
         if node.is_dir and not flags & os.O_PATH:
             flags |= os.O_DIRECTORY
+        if place.layer.owners and override.stands_in(place.layer.fd, place.path, node.kind):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), node.path)
         return system.open_beneath(place.layer.fd, place.path, flags)
 
     def _temporary(self, directory: Node, flags: int, mode: int) -> int:

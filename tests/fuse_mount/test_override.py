@@ -6,13 +6,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.doors import Layers
-from tests.privilege import NO_TRUSTED, machine_only
-from unionfs import LayerStack, MountError, MountOptions, UnionFS, mount
+from tests.conformance.doors import DOORS, Layers
+from tests.privilege import IN_USER_NAMESPACE, NO_TRUSTED, machine_only
+from tests.tree import View
+from unionfs import LayerStack, MountError, MountOptions, StackError, UnionFS, mount
 
 _USER = 1234
 _ATTRIBUTE = "user.fuseoverlayfs.override_stat"
@@ -127,6 +129,61 @@ def test_attributes_of_containers_storage(layers: Layers) -> None:
         assert shown(union)["kept"] == (3, 4, "-rw-r-----")
 
 
+SPECIAL = {
+    "pipe": ("pipe", "prw-r-----", 0),
+    "socket": ("socket", "srw-r-----", 0),
+    "char": ("char-10-229", "crw-r-----", os.makedev(10, 229)),
+    "block": ("block-7-300", "brw-r-----", os.makedev(7, 300)),
+}
+
+
+def special(union: View) -> dict[str, tuple[int, int, str, int]]:
+    """Owner, group, mode and device by name, of those in SPECIAL."""
+    return {
+        name: (status.st_uid, status.st_gid, stat.filemode(status.st_mode), status.st_rdev)
+        for name in SPECIAL
+        for status in [union.lstat(name)]
+    }
+
+
+def _stand_in(layers: Layers) -> None:
+    """Let files of a lower layer stand in for other ones, as containers/storage unpacks them."""
+    lower = Path(layers.lower[0])
+    os.setxattr(lower, _CONTAINERS, b"0:0:0755:dir")
+    for name, (word, _, _) in SPECIAL.items():
+        (lower / name).touch(0o700)
+        os.setxattr(lower / name, _CONTAINERS, f"8:9:0640:{word}".encode())
+
+
+@pytest.mark.parametrize("door", ["library", "fuse", "fuse-pure"])
+def test_files_that_stand_in_for_others(layers: Layers, door: str) -> None:
+    """They are what their attribute says, in their copies too; and no copy is opened for them."""
+    _stand_in(layers)
+    layers = replace(layers, more="xattr_permissions=2")
+    expected = {name: (8, 9, mode, device) for name, (_, mode, device) in SPECIAL.items()}
+    with DOORS[door](layers) as union:
+        assert special(union) == expected
+        kinds = {entry.name: entry.is_file() for entry in union.scandir(".")}
+        assert not any(kinds[name] for name in SPECIAL)
+        numbers = {name: union.lstat(name).st_ino for name in SPECIAL}
+        for name in SPECIAL:
+            union.chown(name, 10, -1)
+            union.chmod(name, 0o604)
+        with pytest.raises(OSError, match="No such device"):
+            union.os_open("socket", os.O_RDONLY)
+    expected = {
+        name: (10, 9, f"{mode[0]}rw----r--", device) for name, (_, mode, device) in SPECIAL.items()
+    }
+    with DOORS[door](layers) as union:
+        assert special(union) == expected
+        if not IN_USER_NAMESPACE:  # where no file handles are
+            assert {name: union.lstat(name).st_ino for name in SPECIAL} == numbers
+    for name, (word, _, _) in SPECIAL.items():
+        assert stat.S_ISREG(os.lstat(f"{layers.upper}/{name}").st_mode)
+        kept = os.getxattr(f"{layers.upper}/{name}", _ATTRIBUTE)
+        assert kept == f"10:9:0604:{word}".encode()
+
+
 def _give_away() -> None:
     options = MountOptions(xattr_permissions=2, userxattr=True)
     with LayerStack(["lower"], "upper", "work", options=options) as stack:
@@ -162,14 +219,25 @@ def test_an_ordinary_user_gives_files_away() -> None:
         assert os.waitpid(child, 0)[1] == 0
         status = os.stat(base / "upper/file")
         assert status.st_uid == _USER
-        assert os.getxattr(base / "upper/file", _ATTRIBUTE) == b"5:6:4000"
+        assert os.getxattr(base / "upper/file", _ATTRIBUTE) == b"5:6:4000:file"
 
 
-def test_an_attribute_that_tells_nothing(layers: Layers) -> None:
+@pytest.mark.parametrize("value", [b"me", b"0:0:644:dir", b"0:0:644:char", b"0:0:644:pipe-1-2"])
+def test_an_attribute_that_tells_nothing(layers: Layers, value: bytes) -> None:
     os.setxattr(layers.lower[0], _ATTRIBUTE, b"0:0:755")
-    os.setxattr(f"{layers.lower[0]}/file", _ATTRIBUTE, b"me")
+    os.setxattr(f"{layers.lower[0]}/file", _ATTRIBUTE, value)
     with ours(layers, 2) as union, pytest.raises(OSError, match="Invalid argument"):
         (union / "file").stat()
+
+
+@pytest.mark.skipif(not IN_USER_NAMESPACE, reason="root of the machine sets security. attributes")
+def test_an_attribute_that_is_not_permitted(layers: Layers) -> None:
+    options = MountOptions(xattr_permissions=1)
+    with (
+        LayerStack(layers.lower, layers.upper, layers.work, options=options) as stack,
+        pytest.raises(StackError, match=r"use xattr_permissions=2: .*/upper"),
+    ):
+        mount(stack, layers.target)
 
 
 def test_the_kernel_cannot(layers: Layers) -> None:
