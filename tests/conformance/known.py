@@ -19,6 +19,7 @@ class Known:
 
 _LIBRARY = frozenset({"library"})
 _FUSE = frozenset({"fuse", "fuse-cached", "fuse-pure"})
+_ALL = _LIBRARY | _FUSE
 _WRITEBACK = frozenset({"fuse-cached", "fuse-pure"})
 _PURE = frozenset({"fuse-pure"})
 
@@ -77,6 +78,11 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         ),
         _FUSE,
         "a request names a file and not which of its names was used: upper gets another of them",
+    ),
+    Known(
+        frozenset({"metacopy-opened", "metacopy-opened,index=on"}),
+        _ALL,
+        "the kernel leaves a copy of metadata the time at which it was given its data",
     ),
     Known(
         frozenset({"copy-up-by-truncate-same"}),

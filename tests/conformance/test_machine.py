@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from tests.conformance.doors import (
 from tests.conformance.play import Player, Step, better, do
 from tests.privilege import NO_REDIRECTS, machine_only
 from tests.tree import (
+    NOW,
     Node,
     Seen,
     Tree,
@@ -158,6 +160,7 @@ class Machine(RuleBasedStateMachine):
         """The step's outcome is the same."""
         Machine.operations += 1
         expected, actual = (self.comparable(player.outcome(step)) for player in self.players)
+        expected = self.forgiven(expected, actual)
         same = actual == expected or better(str(step), expected, actual)
         assert same, f"{step}: expected {expected}, got {actual}"
 
@@ -167,6 +170,21 @@ class Machine(RuleBasedStateMachine):
             return replace(seen, nlink=0)
         return seen
 
+    def forgiven(self, expected: object, actual: object) -> object:
+        """What the kernel shows, but for the time that it gives a copy of metadata with its data
+        (known.py, metacopy-opened)."""
+        files = isinstance(expected, Seen) and isinstance(actual, Seen) and expected.kind == "file"
+        if files and "metacopy=on" in type(self).options and expected.mtime == NOW:
+            return replace(expected, mtime=actual.mtime)
+        return expected
+
+    def differences(
+        self, expected: Mapping[str, object], actual: Mapping[str, object]
+    ) -> list[str]:
+        """As those of `tests.tree`."""
+        found = {path: self.forgiven(what, actual.get(path)) for path, what in expected.items()}
+        return differences(found, actual)
+
     def tree(self, door: Door) -> dict[str, object]:
         return {path: self.comparable(seen) for path, seen in there(snapshot(door)).items()}
 
@@ -174,7 +192,7 @@ class Machine(RuleBasedStateMachine):
     def trees_are_equal(self) -> None:
         if self.players:
             expected, actual = (self.tree(player.door) for player in self.players)
-            assert not differences(expected, actual), "merged trees"
+            assert not self.differences(expected, actual), "merged trees"
 
     @invariant()
     def uppers_are_equal(self) -> None:
@@ -182,7 +200,7 @@ class Machine(RuleBasedStateMachine):
             expected, actual = (
                 unrepaired(snapshot(Folder(layers.upper))) for layers in self.layers
             )
-            assert not differences(expected, actual), "uppers on disk"
+            assert not self.differences(expected, actual), "uppers on disk"
 
     def teardown(self) -> None:
         with self.stack:
@@ -196,9 +214,10 @@ class Machine(RuleBasedStateMachine):
             with kernel(reference) as door:
                 expected = self.tree(door)
             with kernel(mine) as door:
-                assert not differences(expected, self.tree(door)), "layers mounted natively"
+                assert not self.differences(expected, self.tree(door)), "layers mounted natively"
             with type(self).opener(reference) as door:
-                assert not differences(expected, self.tree(door)), "kernel's layers by the door"
+                found = self.differences(expected, self.tree(door))
+                assert not found, "kernel's layers by the door"
 
     @rule(path=_PATHS, data=_DATA, flags=st.sampled_from([0, os.O_TRUNC, os.O_APPEND]))
     def write(self, path: str, data: bytes, flags: int) -> None:

@@ -51,6 +51,7 @@ _STORIES: dict[str, tuple[Step, ...]] = {
         *_look("a", "b", "large", "d/c", "empty"),
         do("numbers_agree", "."),
     ),
+    "opened": (do("chmod", "a", 0o600), do("touch", "a", os.O_RDWR), *_look("a")),
     "then-written": (
         do("chmod", "a", 0o600),
         do("write", "a", b"D", 0),
