@@ -18,6 +18,9 @@ from unionfs.stack import LayerStack
 
 _FREE: Final = "user."
 """The namespace of attributes that only files and directories have (xattr(7))."""
+_TRUSTED: Final = "trusted."
+"""That of attributes which ask for a capability."""
+_SYS_ADMIN: Final = 21
 
 
 def get(stack: LayerStack, node: Node, name: str, opened: int | None = None) -> bytes:
@@ -58,7 +61,7 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     writable(stack)
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
-    _check_kind(node, name)
+    _check_permitted(node, name)
     copy_up(stack, node, data=False)
     place = top(stack, node)
     on_disk = markers.on_disk(stack.prefix, name)
@@ -73,7 +76,7 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     writable(stack)
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
-    _check_kind(node, name)
+    _check_permitted(node, name)
     if not is_in_upper(stack, node, data=False):
         get(stack, node, name)
         copy_up(stack, node, data=False)
@@ -81,6 +84,8 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     system.remove_xattr(place.layer.fd, place.path, markers.on_disk(stack.prefix, name))
 
 
-def _check_kind(node: Node, name: str) -> None:
-    if name.startswith(_FREE) and node.kind not in (stat.S_IFREG, stat.S_IFDIR):
+def _check_permitted(node: Node, name: str) -> None:
+    """Raise OSError EPERM for what the kernel refuses to change before it asks for the file."""
+    special = name.startswith(_FREE) and node.kind not in (stat.S_IFREG, stat.S_IFDIR)
+    if special or (name.startswith(_TRUSTED) and not system.capable(_SYS_ADMIN)):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), node.path)

@@ -39,7 +39,7 @@ from tests.conformance.doors import (
     kernel,
 )
 from tests.conformance.play import Player, Step, better, do
-from tests.privilege import NO_REDIRECTS, machine_only
+from tests.privilege import IN_USER_NAMESPACE
 from tests.tree import (
     NOW,
     Node,
@@ -326,13 +326,16 @@ def machine(door: str, options: str, remounts: tuple[str, ...] = ()) -> Any:
     return made
 
 
-@machine_only(NO_REDIRECTS)
+# With user. marks the kernel follows no redirects, and renames no directory of a lower layer.
+_OPTIONS = ["redirect_dir=nofollow"] if IN_USER_NAMESPACE else ["", "index=on", "metacopy=on"]
+
+
 @pytest.mark.parametrize(
     ("door", "options"),
     [
         (door, options)
         for door in DOORS
-        for options in ("", "index=on", "metacopy=on")
+        for options in _OPTIONS
         if not (door == "fuse-cached" and options)  # it would be fuse once more
     ],
 )
