@@ -9,7 +9,8 @@
 #                what C reads from the kernel and from layers' indexes, by libFuzzer
 # make soak MINUTES=N   64 clients at one mount, whose memory and descriptors have to stay flat
 # make test-userns   the tests as an ordinary user, root in a user namespace of his own
-# make crashes   the mount program and the store killed at every step of every change
+# make crashes   the mount program and the store killed at every step of every change, and the
+#                power gone at every flush
 # make pjdfstest PJDFSTEST=DIR, make fsx XFSTESTS=DIR, make fsstress XFSTESTS=DIR
 #                others' suites through a mount; see docs/testing.md
 # make clean     take away what these made
@@ -86,7 +87,7 @@ soak: $(VENV)/ready
 
 crashes: $(VENV)/ready
 	$(PYTHON) -m pytest -m thorough tests/unionfs/test_crashes.py tests/fuse_mount/test_cut_short.py \
-		tests/store/test_crashes.py
+		tests/store/test_crashes.py tests/conformance/test_power_loss.py
 
 pjdfstest: $(VENV)/ready
 	$(PYTHON) -m tests.suites $@ $(PJDFSTEST)

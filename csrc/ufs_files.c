@@ -235,6 +235,11 @@ static void keep_last_of_open(const struct ufs_turn *turn, struct ufs_node *node
         ufs_keep_last(node, &status, status.st_nlink);
 }
 
+static bool is_open(const struct ufs_table *table, int fd)
+{
+    return fd >= 0 && fd < table->file_room && table->files[fd].node;
+}
+
 int ufs_on_release(struct ufs_turn *turn)
 {
     const struct fuse_release_in *in = turn->argument;
@@ -250,7 +255,7 @@ int ufs_on_release(struct ufs_turn *turn)
         ufs_close_idle(table, node);
         return 0;
     }
-    if (fd < 0 || fd >= table->file_room || !table->files[fd].node)
+    if (!is_open(table, fd))
         return -EBADF;
     node = table->files[fd].node;
     backing = node->open->backing;
@@ -348,15 +353,35 @@ int ufs_on_write(struct ufs_turn *turn)
     return 0;
 }
 
+/* The first fdatasync(2) of an open file is an fsync(2): on ext4 the other leaves out the rename by
+ * which a copy came into upper, and then a loss of power brings the lower file back. */
 int ufs_on_fsync(struct ufs_turn *turn)
 {
     const struct fuse_fsync_in *in = turn->argument;
-    int fd = (int)in->fh;
+    struct ufs_table *table = turn->table;
+    int fd = descriptor(turn, in->fh);
+    bool known, lower = false, data = false;
 
-    if (in->fh & UFS_IDLE || !turn->session->syncs)
+    if (fd == -1)
+        return -errno;
+    pthread_mutex_lock(&table->lock);
+    known = is_open(table, fd);
+    if (known) {
+        lower = table->files[fd].lower;
+        data = in->fsync_flags & FUSE_FSYNC_FDATASYNC && table->files[fd].synced;
+    }
+    pthread_mutex_unlock(&table->lock);
+    if (!known)
+        return -EBADF;
+    if (lower || !turn->session->syncs)
         return 0;
     ufs_step_aside(turn);
-    return (in->fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(fd) : fsync(fd)) ? -errno : 0;
+    if (data ? fdatasync(fd) : fsync(fd))
+        return -errno;
+    pthread_mutex_lock(&table->lock);
+    table->files[fd].synced = true;
+    pthread_mutex_unlock(&table->lock);
+    return 0;
 }
 
 int ufs_on_lseek(struct ufs_turn *turn)

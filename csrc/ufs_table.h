@@ -74,6 +74,7 @@ struct ufs_file {
     int flags;
     int next; /* -1 at the end */
     bool lower;
+    bool synced; /* with its place in upper */
 };
 
 struct ufs_node {
