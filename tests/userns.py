@@ -1,6 +1,6 @@
 """The tests as an ordinary user has them: as root of a user namespace with subordinate ids.
 
-    python -m tests.userns [PYTEST ARGUMENTS]      without arguments, all of FOLDERS
+    python -m tests.userns [PYTEST ARGUMENTS]      all of FOLDERS, unless tests are named
 
 The user, his line in /etc/subuid and a /dev/fuse that is open to him exist in mounts of this
 program's own, which end with it: the files of the machine stay as they are. The namespace is
@@ -62,6 +62,7 @@ def _reachable(hold: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run pytest with the arguments in the namespace; its exit status."""
+    named = any(os.path.exists(argument.partition("::")[0]) for argument in arguments)
     base = Path(tempfile.mkdtemp(prefix="userns-"))
     base.chmod(0o755)
     home = base / "home"
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
             pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
             inside = {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
             return subprocess.run(
-                [*_ENTER, *pytest, *(arguments or FOLDERS)],
+                [*_ENTER, *pytest, *arguments, *([] if named else FOLDERS)],
                 cwd=_REPOSITORY,
                 env=os.environ | inside,
                 check=False,
