@@ -86,7 +86,7 @@ static int read_filesystems(Table *self, PyObject *filesystems)
     struct ufs_table *table = &self->session.table;
     Py_ssize_t count = PyList_Size(filesystems), length;
     struct ufs_filesystem *filesystem;
-    unsigned long long device, mask;
+    unsigned long long device, mask, most;
     const char *uuid;
 
     if (count < 1)
@@ -100,10 +100,12 @@ static int read_filesystems(Table *self, PyObject *filesystems)
         PyObject *one = PyList_GetItem(filesystems, (Py_ssize_t)table->filesystem_count);
 
         filesystem = &table->filesystems[table->filesystem_count];
-        if (!PyArg_ParseTuple(one, "KKiy#", &device, &mask, &filesystem->root, &uuid, &length))
+        if (!PyArg_ParseTuple(one, "KKKiy#", &device, &mask, &most, &filesystem->root, &uuid,
+                              &length))
             return -1;
         filesystem->device = device;
         filesystem->mask = mask;
+        filesystem->most = most;
         memcpy(filesystem->uuid, uuid,
                length < UFS_UUID_SIZE ? (size_t)length : (size_t)UFS_UUID_SIZE);
     }

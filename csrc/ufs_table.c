@@ -541,12 +541,27 @@ char *ufs_locate(const struct ufs_table *table, const struct ufs_node *node, int
     return ufs_lower_path(&parent->lower[at], node->names->text, buffer);
 }
 
+/* As unionfs.inodes: the numbers that have no room for the mask, over a range of their own. */
+static uint64_t scattered(const struct ufs_filesystem *filesystem, uint64_t inode)
+{
+    uint64_t mixed = inode + filesystem->mask * 0x9E3779B97F4A7C15;
+
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB;
+    return (filesystem->most + 1) | ((mixed ^ mixed >> 31) & filesystem->most);
+}
+
 bool ufs_number(const struct ufs_table *table, dev_t device, ino_t inode, uint64_t *number)
 {
-    for (size_t at = 0; at < table->filesystem_count; at++)
-        if (table->filesystems[at].device == device) {
-            *number = inode ^ table->filesystems[at].mask;
-            return true;
-        }
+    const struct ufs_filesystem *filesystem;
+
+    for (size_t at = 0; at < table->filesystem_count; at++) {
+        filesystem = &table->filesystems[at];
+        if (filesystem->device != device)
+            continue;
+        *number = inode <= filesystem->most ? inode | filesystem->mask
+                                            : scattered(filesystem, inode);
+        return true;
+    }
     return false;
 }

@@ -40,10 +40,11 @@ struct ufs_layer {
     struct ufs_index index;
 };
 
-/* A filesystem that layers lie on. mask: what its inode numbers are changed by (xor). */
+/* A filesystem that layers lie on. mask: what is put into its inode numbers; most: the greatest
+ * that has room for that. */
 struct ufs_filesystem {
     dev_t device;
-    uint64_t mask;
+    uint64_t mask, most;
     int root;
     unsigned char uuid[UFS_UUID_SIZE];
 };

@@ -16,7 +16,7 @@ class Table:
     def __init__(
         self,
         layers: list[tuple[int, int, mmap.mmap | None]],
-        filesystems: list[tuple[int, int, int, bytes]],
+        filesystems: list[tuple[int, int, int, int, bytes]],
         prefix: bytes,
         ask: Callable[[int, bytes], int],
         copy_up: Callable[[int], int],

@@ -150,9 +150,9 @@ class TableInodes(Inodes):
         self._find, self._copy_up = find, copy_up
         self._attached.set()
 
-    def _filesystems(self) -> list[tuple[int, int, int, bytes]]:
-        """Device, mask of numbers, a root to open handles by, and UUID of each."""
-        found: dict[int, tuple[int, int, int, bytes]] = {}
+    def _filesystems(self) -> list[tuple[int, int, int, int, bytes]]:
+        """Of each: device, `of_filesystem`, a root to open handles by, and UUID."""
+        found: dict[int, tuple[int, int, int, int, bytes]] = {}
         numbers = self._stack.numbers
         for layer in self._stack.layers:
             device = os.fstat(layer.fd).st_dev
@@ -160,8 +160,8 @@ class TableInodes(Inodes):
                 # open_by_handle_at(2) takes no O_PATH descriptor
                 root = os.open(f"/proc/self/fd/{layer.fd}", os.O_RDONLY | os.O_DIRECTORY)
                 self._roots.append(root)
-                mask = numbers.number((device, 0))
-                found[device] = device, mask, root, numbers.uuid(device)
+                numbering = numbers.of_filesystem(device)
+                found[device] = device, *numbering, root, numbers.uuid(device)
         return list(found.values())
 
     # What Python has of the table.

@@ -2,11 +2,12 @@
 
 A number comes from the file that an object had at first: its lower one, which the origin mark of
 a copied-up file names by handle. Layers of one filesystem give numbers as they are, as kernel
-overlayfs does; files of further filesystems get theirs with the filesystem's own in the top bits.
+overlayfs does. Where they lie on several, the filesystem's own number is put into the top bits, as
+by the kernel's xino; a number that has these in use already is scattered over a range of its own.
 
 Rules: Documentation/filesystems/overlayfs.rst, "Inode properties"; fs/overlayfs/overlayfs.h
-(struct ovl_fb), fs/overlayfs/inode.c (ovl_getattr). Cost: a getxattr(2) a file of the upper, and
-for a copied-up one an open_by_handle_at(2).
+(struct ovl_fb), fs/overlayfs/inode.c (ovl_map_dev_ino), super.c (ovl_get_layers). Cost: a
+getxattr(2) a file of the upper, and for a copied-up one an open_by_handle_at(2).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Final, final
 
 from unionfs import system
 
-_FILESYSTEM_SHIFT: Final = 48
+_BITS: Final = 64
+_ALL: Final = (1 << _BITS) - 1
 _FB: Final = struct.Struct(
     "=BBBBB16s"
 )  # version, magic, length, flags, type, uuid of the filesystem
@@ -42,32 +44,59 @@ def file_id(status: os.stat_result) -> FileId:
     return status.st_dev, status.st_ino
 
 
+def _scattered(number: int, of: int) -> int:
+    """64 bits that depend on all bits of both (SplitMix64)."""
+    mixed = (number + of * 0x9E3779B97F4A7C15) & _ALL
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _ALL
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _ALL
+    return mixed ^ mixed >> 31
+
+
 @final
 class Numbers:
     """Numbers and origins of the files in some layers.
 
-    roots: a descriptor of each layer's root, top first.
+    roots: a descriptor of each layer's root, top first. upper: whether the first is upper's.
+    apart: whether files keep the device and the number of their layer (option `xino=off`).
     """
 
-    def __init__(self, roots: Iterable[int]) -> None:
-        self._filesystems: dict[int, int] = {}
+    def __init__(self, roots: Iterable[int], *, upper: bool, apart: bool) -> None:
         self._roots: dict[int, int] = {}  # by st_dev: a root on that filesystem
         self._uuids: dict[int, bytes] = {}
         for fd in roots:
-            device = os.fstat(fd).st_dev
-            self._filesystems.setdefault(device, len(self._filesystems))
-            self._roots.setdefault(device, fd)
+            self._roots.setdefault(os.fstat(fd).st_dev, fd)
+        self._apart = apart
+        # The kernel's 0 is the upper filesystem, whether there is one or not.
+        last = len(self._roots) - upper
+        alone = len(self._roots) == 1
+        self._shift = _BITS - 2 if alone else _BITS - 1 - last.bit_length()
+        self._most = _ALL if alone else (1 << self._shift) - 1
+        self._masks = {
+            device: 0 if alone else (place + (not upper)) << (self._shift + 1)
+            for place, device in enumerate(self._roots)
+        }
 
     @property
     def device(self) -> int:
         """The st_dev of the union: that of its top layer."""
-        return next(iter(self._filesystems))
+        return next(iter(self._roots))
+
+    def of_filesystem(self, device: int) -> tuple[int, int]:
+        """What is put into the numbers of a layer's filesystem, and the greatest that has room."""
+        return self._masks[device], self._most
 
     def number(self, file: FileId) -> int:
         """The st_ino that the union shows for a layer's file."""
         device, inode = file
-        place = self._filesystems.setdefault(device, len(self._filesystems))
-        return inode ^ (place << _FILESYSTEM_SHIFT)
+        mask = self._masks.get(device)
+        if mask is not None and inode <= self._most:
+            return inode | mask
+        lowest = 1 << self._shift
+        return lowest | _scattered(inode, device if mask is None else mask) & (lowest - 1)
+
+    def shown(self, file: FileId, *, directory: bool) -> FileId:
+        """st_dev and st_ino that the library shows for a layer's file."""
+        return file if self._apart and not directory else (self.device, self.number(file))
 
     def uuid(self, device: int) -> bytes:
         """The UUID of a layer's filesystem, zeros where it has none."""

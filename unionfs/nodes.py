@@ -170,7 +170,8 @@ class Nodes:
             links = 1
         elif node.index is not None and node.upper:
             links = index.links(self._stack, node.index, found)
-        shown = system.renumbered(found, numbers.number(node.file), numbers.device, links)
+        device, inode = numbers.shown(node.file, directory=node.is_dir)
+        shown = system.renumbered(found, inode, device, links)
         if path is not None and node.kind != stat.S_IFLNK and self._is_lower(node):
             self._answers[path] = shown
         return shown

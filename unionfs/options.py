@@ -190,8 +190,9 @@ class MountOptions:
     xino: str | None = _option(
         None,
         _words("on", "auto", "off"),
-        "Put the layer's number into the inode number, where layers lie on several filesystems; "
-        "always so by FUSE.",
+        "Put the filesystem's number into the inode number, where layers lie on several; with "
+        "`off` files keep the device and number of their layer. Always `on` by FUSE, which has one "
+        "device.",
     )
     verity: str | None = _option(
         None,

@@ -160,13 +160,16 @@ def _in_upper(stack: LayerStack, node: Node) -> Place:
 
 
 def root(stack: LayerStack) -> Node:
-    """The merged root: every layer's own root. Here all reading of a union begins."""
+    """The merged root: every layer's own root. Here all reading of a union begins.
+
+    Its number is the top layer's, unlike other merged directories' (ovl_get_root).
+    """
     stack.read_indexes()
     marks = markers.Marks()
     if stack.upper:
         marks = markers.of_directory(stack.prefix, stack.upper.fd, "")
     lower = tuple(Place(layer, "") for layer in stack.lower)
-    file = file_id(lower[0].status())
+    file = file_id(os.stat(stack.layers[0].fd))
     return Node([], stat.S_IFDIR, file, upper=stack.upper is not None, lower=lower, marks=marks)
 
 

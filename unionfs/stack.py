@@ -114,7 +114,11 @@ class LayerStack:
             for number, path in enumerate(data, len(lower) + 1):
                 _opened(path, "lower", number, opened)
             self.data: tuple[Layer, ...] = tuple(opened[len(self.layers) :])
-            self.numbers = Numbers(layer.fd for layer in opened)
+            self.numbers = Numbers(
+                (layer.fd for layer in opened),
+                upper=self.upper is not None,
+                apart=options.xino == "off",
+            )
             self._check_writable()
             self.indexes = bool(decided.index and self.upper) and self.numbers.follows_handles(
                 layer.device for layer in self.lower

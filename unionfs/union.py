@@ -77,8 +77,10 @@ class DirEntry:
 
     def inode(self) -> int:
         """The st_ino that stat gives."""
-        if self._listed.file is not None:
-            return self._union.stack.numbers.number(self._listed.file)
+        listed = self._listed
+        if listed.file is not None:
+            directory = listed.kind == stat.S_IFDIR
+            return self._union.stack.numbers.shown(listed.file, directory=directory)[1]
         return self._union.lstat(self.path).st_ino
 
     def is_symlink(self) -> bool:

@@ -496,6 +496,7 @@ static void make_session(uint8_t options)
         table->layers[at] = (struct ufs_layer){ layer_fds[at + !has_upper], status.st_dev, { 0 } };
     table->filesystem_count = 1;
     table->filesystems->device = status.st_dev;
+    table->filesystems->most = UINT64_MAX;
     table->filesystems->root = work_fd;
     table->has_upper = has_upper;
     table->work = has_upper ? work_fd : -1;
