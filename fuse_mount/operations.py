@@ -130,6 +130,7 @@ class Operations(pyfuse3.Operations):
         self.supports_dot_lookup = False
         self._users = owners.users(stack.options)
         self._groups = owners.groups(stack.options)
+        self._squashed = any(ids.squash is not None for ids in (self._users, self._groups))
         self.inodes = inodes
         inodes.attach(self.find, self._copy_up_directory)
         self._directories: dict[int, _Directory] = {}
@@ -383,13 +384,23 @@ class Operations(pyfuse3.Operations):
             if (uid, gid) == ours:
                 yield
                 return
-            system.set_fs_ids(uid, gid)
+            with self._giving():
+                system.set_fs_ids(uid, gid)
             try:
                 yield
             finally:
                 system.set_fs_ids(*ours)
         finally:
             os.umask(mask)
+
+    @contextlib.contextmanager
+    def _giving(self) -> Iterator[None]:
+        """Around a change of owner, which may be refused where it would not be seen anyway."""
+        try:
+            yield
+        except OSError as error:
+            if not self._squashed or error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
 
     def _made(self, parent: Inode, name: str, node: resolve.Node) -> EntryAttributes:
         status = resolve.top(self._stack, node).status()
@@ -627,7 +638,8 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             changes.truncate(self._stack, node, attr.st_size)
         if fields.update_uid or fields.update_gid:
-            changes.chown(self._stack, node, *self._owner(attr, fields))
+            with self._giving():
+                changes.chown(self._stack, node, *self._owner(attr, fields))
         if fields.update_mode:
             changes.chmod(self._stack, node, stat.S_IMODE(attr.st_mode))
         if fields.update_atime or fields.update_mtime:
@@ -647,7 +659,8 @@ class Operations(pyfuse3.Operations):
             override.change(file.fd, "", self._owners, status, uid=uid, gid=gid, mode=mode)
             mode = None
         elif (uid, gid) != (-1, -1):
-            os.chown(path, uid, gid)
+            with self._giving():
+                os.chown(path, uid, gid)
         if mode is not None:
             os.chmod(path, mode)
         if fields.update_atime or fields.update_mtime:

@@ -1,7 +1,9 @@
 """Owners as the mount shows them, and as they are on disk: mapped, or squashed to one.
 
+What is squashed is so to the eye: on disk a file belongs to who made it, where that is permitted.
+
 Rules: fuse-overlayfs(1), options uidmapping, gidmapping, squash_to_root, squash_to_uid and
-squash_to_gid. Cost: none where no such option is given.
+squash_to_gid; its find_mapping. Cost: none where no such option is given.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ class Ids:
         """The number in the mount of one on disk."""
         if self.squash is not None:
             return self.squash
-        for inside, outside, count in self.ranges:
-            if outside <= on_disk < outside + count:
-                return inside + on_disk - outside
+        for disk, inside, count in self.ranges:
+            if disk <= on_disk < disk + count:
+                return inside + on_disk - disk
         return _OVERFLOW if self.ranges else on_disk
 
     def on_disk(self, shown: int) -> int:
@@ -42,10 +44,9 @@ class Ids:
         """
         if shown == _UNCHANGED:
             return shown
-        shown = shown if self.squash is None else self.squash
-        for inside, outside, count in self.ranges:
+        for disk, inside, count in self.ranges:
             if inside <= shown < inside + count:
-                return outside + shown - inside
+                return disk + shown - inside
         if self.ranges:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         return shown

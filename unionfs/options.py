@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, TypeVar, final
 _T = TypeVar("_T")
 
 IdRange = tuple[int, int, int]
-"""The first ID inside the union, the first one on disk, how many."""
+"""The first ID on disk, the first one in the union, how many."""
 
 
 class OptionError(ValueError):
@@ -92,7 +92,7 @@ _FSYNC: Final = _choice(
 _TEXT: Final = _Kind("TEXT", str)
 _ID: Final = _Kind("ID", _read_id)
 _SECONDS: Final = _Kind("SECONDS", _read_seconds)
-_MAPPING: Final = _Kind("INSIDE:ON-DISK:COUNT[:…]", _read_mapping, _write_mapping)
+_MAPPING: Final = _Kind("ON-DISK:SHOWN:COUNT[:…]", _read_mapping, _write_mapping)
 
 
 @final
@@ -217,13 +217,19 @@ class MountOptions:
         (), _MAPPING, "Show groups on disk as other ones.", kernel=False
     )
     squash_to_root: bool = _option(
-        False, _FLAG, "Everything belongs to root and its group.", kernel=False
+        False, _FLAG, "Everything is shown as root's and its group's.", kernel=False
     )
     squash_to_uid: int | None = _option(
-        None, _ID, "Everything belongs to this user; stronger than `squash_to_root`.", kernel=False
+        None,
+        _ID,
+        "Everything is shown as this user's; stronger than `squash_to_root`.",
+        kernel=False,
     )
     squash_to_gid: int | None = _option(
-        None, _ID, "Everything belongs to this group; stronger than `squash_to_root`.", kernel=False
+        None,
+        _ID,
+        "Everything is shown as this group's; stronger than `squash_to_root`.",
+        kernel=False,
     )
     static_nlink: bool = _option(False, _FLAG, "Every directory has one link.", kernel=False)
     noacl: bool = _option(False, _FLAG, "No POSIX access control lists.", kernel=False)

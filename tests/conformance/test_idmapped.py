@@ -20,6 +20,7 @@ import pytest
 
 from tests.conformance.doors import DOORS, RENAME_EXCHANGE, Door, Layers
 from tests.conformance.doors import Folder as Place
+from tests.privilege import NO_IDMAPPING, machine_only
 from tests.tree import (
     Snapshot,
     acl,
@@ -192,6 +193,7 @@ def _tell(door: str, folder: Path) -> dict[str, object]:
     return told
 
 
+@machine_only(NO_IDMAPPING)
 @pytest.mark.parametrize("door", [door for door in DOORS if door != "kernel"])
 def test_owners_are_those_that_the_mount_shows(door: str, tmp_path: Path) -> None:
     kernel = _tell("kernel", tmp_path)

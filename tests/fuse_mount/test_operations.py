@@ -38,7 +38,7 @@ def test_owners_are_mapped(layers: Layers) -> None:
     lower = Path(layers.lower[0]) / "file"
     lower.touch()
     os.chown(lower, 100005, 100006)
-    ranges = ((0, 100000, 65536),)
+    ranges = ((100000, 0, 65536),)
     with mounted(layers, uidmapping=ranges, gidmapping=ranges) as union:
         status = (union / "file").stat()
         assert (status.st_uid, status.st_gid) == (5, 6)
