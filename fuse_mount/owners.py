@@ -8,8 +8,6 @@ squash_to_gid; its find_mapping. Cost: none where no such option is given.
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -40,16 +38,15 @@ class Ids:
     def on_disk(self, shown: int) -> int:
         """The number on disk of one in the mount.
 
-        Raises OSError EOVERFLOW where there is none.
+        The overflow user's where there is none: podman makes links in a mount as root, whom the
+        container has no number for, and gives them to its own root then.
         """
         if shown == _UNCHANGED:
             return shown
         for disk, inside, count in self.ranges:
             if inside <= shown < inside + count:
                 return disk + shown - inside
-        if self.ranges:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
-        return shown
+        return _OVERFLOW if self.ranges else shown
 
 
 def users(options: MountOptions) -> Ids:

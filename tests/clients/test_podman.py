@@ -190,3 +190,10 @@ def test_removal_leaves_nothing(client: Client) -> None:
     client.podman("rm", "changed")
     client.podman("rmi", "committed")
     assert layers() == before
+
+
+def test_container_in_a_user_namespace_of_its_own(client: Client) -> None:
+    """Owners on disk are the container's own: the mount shows them as those they map to."""
+    script = "touch /data/new; chown 5:6 /data/kept; stat -c %u:%g /data/kept /data/new"
+    seen = client.sh(script, "--name=mapped", "--uidmap=0:1:1000", "--gidmap=0:1:1000")
+    assert seen.split() == ["5:6", "0:0"]
