@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND, UNPRIVILEGED
 from tests.containers.test_runtime import BEFORE
+from tests.images.server import registry
 from unionfs.images.exchange import export_images
 from unionfs.store import FailedPrecondition, Store
 
@@ -71,6 +72,25 @@ def test_run_commit_and_remove(call: Call, tmp_path: Path) -> None:
     call("remove", "mine")
     assert call("store", "verify") == "all is as it should be\n"
     assert "removed 0 blobs" in call("store", "gc")
+
+
+def test_what_is_pulled_runs_and_what_is_committed_is_pushed(
+    call: Call, store: Store, tmp_path: Path
+) -> None:
+    with registry(tmp_path / "registry") as host:
+
+        def root(*arguments: str) -> str:
+            command = (*COMMAND, arguments[0], "--store", store.root, *arguments[1:])
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        root("push", "box", f"{host}/team/box:1")
+        call("pull", f"{host}/team/box:1")
+        call("run", "--name", "mine", f"{host}/team/box:1", "sh", "-c", "echo new > /app")
+        call("commit", "mine", f"{host}/team/box:2")
+        call("push", f"{host}/team/box:2")
+        call("remove", "mine")
+        root("pull", f"{host}/team/box:2")
+        assert root("run", "--rm", f"{host}/team/box:2", "cat", "/app") == "new\n"
 
 
 def test_the_store_of_root_is_not_a_users(store: Store) -> None:
