@@ -161,15 +161,26 @@ def looped(file: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
-def mounted(what: str | Path, target: Path, *options: str) -> Iterator[None]:
+def mounted(what: str | Path, target: Path, *options: str) -> Iterator[Path]:
     """A device, or an image, mounted at target, a directory that is made where it is missing."""
     target.mkdir(exist_ok=True)
     subprocess.run(["mount", *options, what, target], check=True)
     try:
-        yield
+        yield target
     finally:
         if subprocess.run(["umount", target], capture_output=True).returncode:
             subprocess.run(["umount", "-l", target], check=True)
+
+
+def write_log(folder: Path) -> None:
+    """Have the filesystem of folder write what was done in it, but no file's data."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.mkdir("log", dir_fd=fd)
+        os.fsync(fd)
+        os.rmdir("log", dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 _MAKE = {

@@ -273,10 +273,14 @@ class Layers:
             options += f",upperdir={self.upper},workdir={self.work}"
         return f"{options},{self.more}" if self.more else options
 
-    def make(self) -> None:
-        """Make the directories, empty."""
-        for path in (*self.lower, self.upper, self.work, self.target):
-            Path(path).mkdir(parents=True)
+    def make(self, place: Path | None = None) -> None:
+        """Make the directories, empty; place: another filesystem, for layers and work to lie on."""
+        for path in map(Path, (*self.lower, self.upper, self.work)):
+            (place / path.name if place else path).mkdir(parents=True)
+            if place:
+                self.base.mkdir(exist_ok=True)
+                path.symlink_to(place / path.name)
+        Path(self.target).mkdir()
 
     def leftovers(self) -> list[str]:
         """What stays in work: nothing but the whiteout that the kernel keeps to link from."""

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conformance.doors import DOORS, Door, Layers
 from tests.crashes import both_times, seen, shown_by_all
-from tests.disk import copy_image, disk, make_image, mounted, outages, recorded
+from tests.disk import copy_image, disk, make_image, mounted, outages, recorded, write_log
 from tests.privilege import machine_only
 from tests.tree import Seen, Tree, build, differences, directory, file, hard_link, symlink
 
@@ -107,16 +107,6 @@ BETTER = [
 _Tree = dict[str, object]
 
 
-def _write_log(folder: Path) -> None:
-    """Have the filesystem write what it has done, but no other file's data."""
-    fd = os.open(folder / "stranger", os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, b"!")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _told(
     story: Sequence[Step], layers: Layers, name: str, mark: Callable[[], None]
 ) -> list[_Tree]:
@@ -126,7 +116,7 @@ def _told(
         for step in story:
             step.change(door)
             if not step.synced:
-                _write_log(layers.base)
+                write_log(Path(layers.upper).resolve().parent)
             mark()
             states.append(seen(door))
     return states
@@ -163,8 +153,8 @@ def _faults(
     image, before, place = folder / "image", folder / "before", folder / "mounted"
     make_image(image, kind)
     with mounted(image, place):
-        layers = Layers(place / "union", more=more)
-        layers.make()
+        layers = Layers(folder / "union", more=more)
+        layers.make(place)
         build(layers.lower[0], LOWER)
     copy_image(image, before)
     with (
@@ -177,7 +167,7 @@ def _faults(
     if name == "kernel":
         tolerated.add("orphaned index entry")  # it makes the copies there that others make in work
     syncing = more.startswith("fsync") or more == "volatile"
-    layers = Layers(place / "union", more="" if syncing else more)
+    layers = Layers(folder / "union", more="" if syncing else more)
     found = []
     left = outages(before, recorded(recording.log), folder / "left", subsets)
     for outage in islice(left, 0, None, each):
