@@ -182,7 +182,7 @@ def shown_by_all(layers: Layers, tolerated: Collection[str] = ("leftover",)) -> 
     options = parse(layers.more).options
     with LayerStack(layers.lower, layers.upper, layers.work, options=options) as stack:
         faults = [found for found in fsck.check(stack) if found.kind not in tolerated]
-        assert faults == []
+        assert not faults, str(faults)
         tree = seen(UnionFS(stack))
         stack.claim()
         assert os.listdir(f"{layers.work}/work") == []

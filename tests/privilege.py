@@ -19,6 +19,7 @@ IN_USER_NAMESPACE = not _whole(Path("/proc/self/uid_map").read_text())
 """Whether root, if that is what we are, is one in a user namespace only."""
 
 NO_DEVICES = "device nodes cannot be made in a user namespace"
+NO_DISKS = "only root of the machine mounts filesystems that lie on disks"
 NO_TRUSTED = "trusted. attributes cannot be set in a user namespace"
 NO_FLAGS = "immutable and append-only flags cannot be set in a user namespace"
 NO_PASSTHROUGH = "the kernel passes data by a FUSE program for root of the machine alone"

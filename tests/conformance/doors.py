@@ -273,14 +273,20 @@ class Layers:
             options += f",upperdir={self.upper},workdir={self.work}"
         return f"{options},{self.more}" if self.more else options
 
-    def make(self, place: Path | None = None) -> None:
-        """Make the directories, empty; place: another filesystem, for layers and work to lie on."""
-        for path in map(Path, (*self.lower, self.upper, self.work)):
-            (place / path.name if place else path).mkdir(parents=True)
-            if place:
-                self.base.mkdir(exist_ok=True)
-                path.symlink_to(place / path.name)
-        Path(self.target).mkdir()
+    def make(self, upper_at: Path | None = None, lower_at: Path | None = None) -> None:
+        """Make the directories, empty.
+
+        upper_at: another folder for upper and work to lie in. lower_at: for the lower layers.
+        """
+        places = {self.upper: upper_at, self.work: upper_at}
+        places |= dict.fromkeys(self.lower, lower_at)
+        os.makedirs(self.target)
+        for path, place in places.items():
+            if place is None:
+                os.mkdir(path)
+            else:
+                (place / os.path.basename(path)).mkdir()
+                os.symlink(place / os.path.basename(path), path)
 
     def leftovers(self) -> list[str]:
         """What stays in work: nothing but the whiteout that the kernel keeps to link from."""

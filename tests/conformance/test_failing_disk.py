@@ -17,10 +17,10 @@ import pytest
 from tests.conformance.doors import DOORS, Door, Folder, Layers, alive
 from tests.crashes import seen, shown, shown_by_all, write
 from tests.disk import Disk, copy_image, disk, make_image, mounted, write_log
-from tests.privilege import machine_only
+from tests.privilege import NO_DISKS, machine_only
 from tests.tree import Tree, build, error_name, file, hard_link, snapshot, there
 
-pytestmark = machine_only("ext4 is mounted by root of the machine alone")
+pytestmark = machine_only(NO_DISKS)
 
 _BAD = b"a block that cannot be read, or not written"
 _DATA = Random(0).randbytes(3 << 20)
@@ -131,7 +131,7 @@ def image(tmp_path: Path) -> Path:
     make_image(image, "ext4")
     with mounted(image, tmp_path / "mounted") as place:
         layers = Layers(tmp_path / "union")
-        layers.make(place)
+        layers.make(place, place)
         build(layers.lower[0], LOWER)
     return image
 

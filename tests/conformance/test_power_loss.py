@@ -19,10 +19,10 @@ import pytest
 from tests.conformance.doors import DOORS, Door, Layers
 from tests.crashes import both_times, seen, shown_by_all
 from tests.disk import copy_image, disk, make_image, mounted, outages, recorded, write_log
-from tests.privilege import machine_only
+from tests.privilege import NO_DISKS, machine_only
 from tests.tree import Seen, Tree, build, differences, directory, file, hard_link, symlink
 
-pytestmark = machine_only("ext4 is mounted by root of the machine alone")
+pytestmark = machine_only(NO_DISKS)
 
 _DATA = Random(0).randbytes(4 << 20)
 _SMALL, _LARGE = 5000, 3 << 20  # bytes; C copies the first, a thread of Python the second
@@ -154,7 +154,7 @@ def _faults(
     make_image(image, kind)
     with mounted(image, place):
         layers = Layers(folder / "union", more=more)
-        layers.make(place)
+        layers.make(place, place)
         build(layers.lower[0], LOWER)
     copy_image(image, before)
     with (
