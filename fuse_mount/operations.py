@@ -557,6 +557,9 @@ class Operations(pyfuse3.Operations):
             await self._complete(new)
         status = None if new is None else self._status(new)
         inodes = [old, old_parent, new_parent] + ([new] if new is not None else [])
+        self._copy_up_known(old)
+        if exchange and new is not None:
+            self._copy_up_known(new)
         with self._following(*inodes):
             changes.rename(
                 self._stack,
@@ -578,6 +581,21 @@ class Operations(pyfuse3.Operations):
             else:
                 self._lost(new_parent, new_name, new, status)
         self.inodes.bind(new_parent, new_name, old)
+
+    def _copy_up_known(self, directory: Inode) -> None:
+        """What the kernel knows of below a directory, where that is to be copied up whole."""
+        if not changes.moves_whole(self._stack, directory.node):
+            return
+        for name in [*merge.listing(self._stack, directory.node)]:
+            inode = self.inodes.known(directory, name)
+            if inode is None:
+                continue
+            with self._following(inode):
+                if inode.node.is_dir:
+                    self._copy_up_known(inode)
+                    changes.copy_up_tree(self._stack, inode.node)
+                else:
+                    copyup.copy_up(self._stack, inode.node)
 
     async def _copy_up_data(self, parent_inode: int, name: bytes) -> None:
         """What may take long, before names are looked up: they may change meanwhile."""

@@ -371,12 +371,16 @@ def _same_file(stack: LayerStack, old: Node, new: Node) -> bool:
 
 def _make_movable(stack: LayerStack, node: Node) -> None:
     """Let a directory that lower layers hold be renamed: by redirect, or copied up whole."""
-    if not node.is_dir or not node.lower or stack.redirects:
-        return
-    if not stack.copies_directories:
+    if moves_whole(stack, node):
+        copy_up_tree(stack, node)
+    elif node.is_dir and node.lower and not stack.redirects:
         message = "a directory of a lower layer stays in its place with redirect_dir off"
         raise OSError(errno.EXDEV, message, node.path)
-    copy_up_tree(stack, node)
+
+
+def moves_whole(stack: LayerStack, node: Node) -> bool:
+    """Whether a node is renamed by copying up all that is below it."""
+    return node.is_dir and bool(node.lower) and not stack.redirects and stack.copies_directories
 
 
 def copy_up_tree(stack: LayerStack, directory: Node) -> None:

@@ -5,12 +5,15 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.doors import Folder, Layers, Opener, fuse, kernel
+from tests.conformance.doors import Folder, Layers, Opener, fuse, fuse_pure, kernel
+from tests.crashes import write
 from tests.privilege import NO_CACHES, NO_OTHER_IDS, machine_only
+from tests.tree import build, file, hard_link, snapshot
 from unionfs import LayerStack, MountOptions, mount
 
 
@@ -173,6 +176,26 @@ def test_files_opened_before_a_copy_up_read_what_is_written_after_it(layers: Lay
     assert (Path(layers.lower[0]) / "file").read_text() == "before"
 
 
+@pytest.mark.parametrize("opener", [fuse, fuse_pure])
+def test_what_is_known_of_a_directory_that_is_copied_up_whole(
+    layers: Layers, opener: Opener
+) -> None:
+    """Its files were looked at before, and are files of upper afterwards."""
+    below = {"d/file": file(b"before"), "d/linked": file(), "z": hard_link("d/linked")}
+    build(layers.lower[0], below | {"d/e/removed": file()})
+    with opener(replace(layers, more="userxattr")) as door:
+        snapshot(door)
+        door.rename("d", "moved")
+        write(door, "moved/file", b"after!")
+        assert door.lstat("moved/linked").st_nlink == 1
+        door.unlink("moved/e/removed")
+        door.rmdir("moved/e")
+        shown = snapshot(door)
+    assert Path(layers.upper, "moved/file").read_bytes() == b"after!"
+    with opener(replace(layers, more="userxattr")) as door:
+        assert snapshot(door) == shown
+
+
 def test_hard_links_are_one_file(layers: Layers) -> None:
     with mounted(layers) as union:
         (union / "a").write_text("one")
@@ -183,8 +206,8 @@ def test_hard_links_are_one_file(layers: Layers) -> None:
         assert (union / "b").stat().st_nlink == 1
     with mounted(layers) as union:
         os.link(union / "b", union / "c")
-        with open(union / "c", "a") as file:
-            file.write("!")
+        with open(union / "c", "a") as stream:
+            stream.write("!")
         assert (union / "b").read_text() == "two!"
         assert os.path.samefile(union / "b", union / "c")
 

@@ -99,9 +99,7 @@ def test_a_wrong_digest_leaves_nothing(tmp_path: Path, layers: list[Path]) -> No
         archive = written(stack)
     before = {*tmp_path.iterdir()}
     with pytest.raises(LayerError, match="not sha256:00"):
-        apply_layer(
-            io.BytesIO(archive), tmp_path / "out", prefix=tree.MARKS, digest="sha256:00"
-        )
+        apply_layer(io.BytesIO(archive), tmp_path / "out", prefix=tree.MARKS, digest="sha256:00")
     assert {*tmp_path.iterdir()} == before
 
 

@@ -966,7 +966,8 @@ def test_no_handle_where_the_filesystem_has_none() -> None:
 # -- IDs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("uid", "gid"),
+@pytest.mark.parametrize(
+    ("uid", "gid"),
     [
         (1000, 2000),
         pytest.param(2**31, 2**31 + 1, marks=machine_only(NO_OTHER_IDS)),
