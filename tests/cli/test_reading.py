@@ -122,7 +122,8 @@ def test_what_a_layer_changes(call: Call, folder: Path) -> None:
 @pytest.mark.parametrize("command", ["ls", "cat", "explain", "diff"])
 def test_a_path_in_no_union(call: Call, command: str, folder: Path) -> None:
     message = complaint(call(command, "base"))
-    assert message == "base: no union is mounted there; mount one, or name layers by --lower"
+    remedy = "mount one, or name a container, or layers by --lower"
+    assert message == f"base: no union is mounted there; {remedy}"
 
 
 def test_names_that_are_no_text(call: Call, folder: Path) -> None:

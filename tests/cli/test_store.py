@@ -40,7 +40,13 @@ def test_a_container_from_create_to_remove(call: Call, folder: Path) -> None:
     assert "mine  box:latest" in output(call("containers"))
     digest = output(call("commit", "-m", "an app", "mine", "box:2")).strip()
     assert digest.startswith("sha256:")
+    assert output(call("diff", "mine")) == "A  /app\n"
+    assert output(call("cat", "mine:/app")) == "new"
     output(call("umount", "mine"))
+    assert output(call("diff", "mine")) == "A  /app\n"
+    assert "app\n" in output(call("ls", "mine:"))
+    assert "answers" in output(call("explain", "mine:/app"))
+    assert "no union is mounted there" in complaint(call("diff", "other"))
     assert output(call("run", "--rm", "box:2", "cat", "/app")) == "new"
     output(call("mount", "mine", "target"))
     assert (folder / "target/app").read_text() == "new"

@@ -1,7 +1,8 @@
-"""Which union a command is about: its layers by options, or a mount that holds a path.
+"""Which union a command is about: its layers by options, a mount that holds a path, or a container.
 
     unionmount ls --lower top --lower base etc
     unionmount ls /mnt/union/etc
+    unionmount ls web:/etc
 
 A mounted union is read from its layers too, so what only the union hides can be explained.
 """
@@ -18,6 +19,7 @@ from typing import Any, Final, TypeVar, cast, final
 
 import click
 
+from unionfs.cli.storing import default_store
 from unionfs.mounting import ActiveMount, list_mounts
 from unionfs.options import parse
 from unionfs.stack import LayerStack
@@ -81,22 +83,47 @@ def layer_options(command: _F) -> _F:
 
 
 @contextmanager
-def opened(layers: GivenLayers, path: str) -> Iterator[tuple[LayerStack, str]]:
+def opened(
+    layers: GivenLayers, path: str, directory: str | None = None
+) -> Iterator[tuple[LayerStack, str]]:
     """The union that is meant, to read, and the path in it.
 
-    path: in the union where layers are given, else one that leads into a mounted union.
+    path: in the union where layers are given, else one that leads into a mounted union, or
+    CONTAINER or CONTAINER:PATH. directory: the store of containers, None for the default.
 
     Raises OSError EINVAL where no union is mounted there.
     """
     if layers:
-        with layers.open(writable=False) as stack:
-            yield stack, path
-        return
-    mount, inside = mount_of(path)
-    with LayerStack(
-        mount.lower, mount.upper, mount.work, options=mount.options, data=mount.data
-    ) as stack:
+        stack, inside = layers.open(writable=False), path
+    else:
+        stack, inside = _of_container(path, directory) or _mounted(path)
+    with stack:
         yield stack, inside
+
+
+def _mounted(path: str) -> tuple[LayerStack, str]:
+    """Of the mounted union that path leads into. Raises OSError EINVAL."""
+    mount, inside = mount_of(path)
+    options = mount.options
+    return LayerStack(
+        mount.lower, mount.upper, mount.work, options=options, data=mount.data
+    ), inside
+
+
+def _of_container(path: str, directory: str | None) -> tuple[LayerStack, str] | None:
+    """Of CONTAINER or CONTAINER:PATH; None where that is none."""
+    name, _, inside = path.partition(":")
+    root = directory or default_store()
+    if "/" in name or os.path.lexists(path) or not os.path.isdir(root):
+        return None
+    from unionfs.containers import Containers
+    from unionfs.store import NotFound, Store
+
+    with Store(root) as store:
+        try:
+            return Containers(store).opened(name), inside or "/"
+        except NotFound:
+            return None
 
 
 def mount_of(path: str) -> tuple[ActiveMount, str]:
@@ -106,7 +133,9 @@ def mount_of(path: str) -> tuple[ActiveMount, str]:
     outside = os.path.abspath(path)
     while (mount := mounts.get(os.path.realpath(outside))) is None:
         if outside == "/":
-            message = "no union is mounted there; mount one, or name layers by --lower"
+            message = (
+                "no union is mounted there; mount one, or name a container, or layers by --lower"
+            )
             raise OSError(errno.EINVAL, message, path)
         outside, name = os.path.split(outside)
         inside.insert(0, name)

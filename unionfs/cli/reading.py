@@ -23,6 +23,7 @@ from unionfs.cli.output import (
     print_json,
     print_line,
 )
+from unionfs.cli.storing import store_directory
 from unionfs.explanation import Explanation, LayerView, explain
 from unionfs.layers import Change, changes
 from unionfs.place import Place
@@ -52,17 +53,21 @@ _SIGN_STYLES: Final = {"added": "green", "modified": "yellow", "deleted": "red"}
 
 @click.command("ls")
 @layer_options
+@store_directory
 @click.option("-l", "long", is_flag=True, help="Mode, owner, size, time, and the layer.")
 @json_option
 @click.argument("path", default=".")
-def ls_command(layers: GivenLayers, long: bool, as_json: bool, path: str) -> None:
+def ls_command(
+    layers: GivenLayers, directory: str | None, long: bool, as_json: bool, path: str
+) -> None:
     """List PATH, a directory or file in a union.
 
     \b
       unionmount ls -l /mnt/union/etc            # in a mounted union
+      unionmount ls -l CONTAINER:/etc            # in a container
       unionmount ls -l --lower top --lower base etc     # without a mount
     """
-    with opened(layers, path) as (stack, inside):
+    with opened(layers, path, directory) as (stack, inside):
         entries = sorted(_entries(UnionFS(stack), inside), key=lambda entry: entry.name)
     if as_json:
         print_json(entries)
@@ -126,12 +131,13 @@ def _long(entry: _Entry) -> list[Cell]:
 
 @click.command("cat")
 @layer_options
+@store_directory
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def cat_command(layers: GivenLayers, paths: tuple[str, ...]) -> int:
+def cat_command(layers: GivenLayers, directory: str | None, paths: tuple[str, ...]) -> int:
     """Print the data of each PATH, files in a union."""
     failed = 0
     for path in paths:
-        with opened(layers, path) as (stack, inside):
+        with opened(layers, path, directory) as (stack, inside):
             try:
                 with UnionFS(stack).open(inside, "rb") as file:
                     shutil.copyfileobj(file, sys.stdout.buffer)
@@ -145,20 +151,24 @@ def cat_command(layers: GivenLayers, paths: tuple[str, ...]) -> int:
 
 @click.command("explain")
 @layer_options
+@store_directory
 @json_option
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-def explain_command(layers: GivenLayers, as_json: bool, paths: tuple[str, ...]) -> None:
+def explain_command(
+    layers: GivenLayers, directory: str | None, as_json: bool, paths: tuple[str, ...]
+) -> None:
     """Say which layer answers for each PATH, and why.
 
     \b
       unionmount explain /mnt/union/etc/passwd           # in a mounted union
+      unionmount explain CONTAINER:/etc/passwd
       unionmount explain --lower top --lower base etc/passwd    # without a mount
 
     A PATH that the union does not have is explained too.
     """
     explanations = []
     for path in paths:
-        with opened(layers, path) as (stack, inside):
+        with opened(layers, path, directory) as (stack, inside):
             explanations.append(explain(stack, inside))
     if as_json:
         print_json([_as_data(explanation) for explanation in explanations])
@@ -219,20 +229,22 @@ def _as_data(explanation: Explanation) -> dict[str, object]:
 
 @click.command("diff")
 @layer_options
+@store_directory
 @json_option
 @click.argument("path", default=".")
-def diff_command(layers: GivenLayers, as_json: bool, path: str) -> None:
+def diff_command(layers: GivenLayers, directory: str | None, as_json: bool, path: str) -> None:
     """Print what the upper layer changes.
 
     That is what the top layer, upper where there is one, changes over those below.
 
     \b
       unionmount diff /mnt/union                 # of a mounted union
+      unionmount diff CONTAINER                  # of a container, mounted or not
       unionmount diff --lower base --upper changes     # without a mount
 
     A is added, M modified, D deleted, with all in it. PATH limits it to a part of the union.
     """
-    with opened(layers, path) as (stack, inside):
+    with opened(layers, path, directory) as (stack, inside):
         part = os.path.normpath(f"/./{inside}").rstrip("/") + "/"
         found = [change for change in changes(stack) if f"{change.path}/".startswith(part)]
     if as_json:

@@ -170,6 +170,12 @@ class Containers:
         config = read_config(library.Stored(self._store), manifest)
         return Image(Descriptor.to(manifest.raw, manifest.media_type), manifest, config)
 
+    def opened(self, name: str) -> LayerStack:
+        """The layers of a container to read, its own on top. Raises NotFound."""
+        directories = self._store.snapshots.directories(self._info(name).name)
+        assert directories.upper is not None, "a container is an active snapshot"
+        return LayerStack((directories.upper, *directories.lower), options=self._store.options)
+
     def layer(self, name: str, clamp: int | None = None) -> tuple[Descriptor, str]:
         """What a container changes, as a layer in the store, and its diff ID. A lease must keep it.
 
@@ -177,13 +183,7 @@ class Containers:
 
         Raises NotFound, LayerError.
         """
-        directories = self._store.snapshots.directories(self._info(name).name)
-        assert directories.upper is not None, "a container is an active snapshot"
-        layers = (directories.upper, *directories.lower)
-        with (
-            LayerStack(layers, options=self._store.options) as stack,
-            self._store.blobs.writer() as writer,
-        ):
+        with self.opened(name) as stack, self._store.blobs.writer() as writer:
             written = write_layer(stack, cast(BinaryIO, Into(writer)), clamp=clamp)
         return Descriptor(written.media_type, written.digest, written.size), written.diff_id
 
