@@ -4,6 +4,7 @@
 # make bench-layers  how fast layers unpack and are made, beside umoci, skopeo with tar, and podman
 # make bench-containers  what containers cost to make and to mount
 # make sanitize  what uses the C extensions, under the address and undefined-behaviour sanitizers
+# make sanitize-threads  the same, with many clients at once, under the thread sanitizer
 # make fuzz MINUTES=N   random operations through every door, compared with the kernel's
 # make fuzz-requests MINUTES=N, make fuzz-index MINUTES=N
 #                what C reads from the kernel and from layers' indexes, by libFuzzer
@@ -25,7 +26,8 @@ SANITIZED := build/sanitized
 FUZZERS := build/fuzzers
 FUZZED = clang $(WARNINGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined
 
-.PHONY: demo test test-userns check-c bench bench-layers bench-containers sanitize soak crashes \
+.PHONY: demo test test-userns check-c bench bench-layers bench-containers \
+	sanitize sanitize-threads soak crashes \
 	fuzz fuzz-requests fuzz-index pjdfstest fsx fsstress clients clean
 
 demo: $(VENV)/ready
@@ -51,16 +53,28 @@ bench-layers: $(VENV)/ready clients
 bench-containers: $(VENV)/ready
 	$(PYTHON) -m benchmarks.containers -o build/bench
 
-# A copy of the package and its tests, so that the extension in use stays as it is.
-sanitize: $(VENV)/ready
+# A copy of the package and its tests, so that the extension in use stays as it is. Addresses are not
+# random, as the thread sanitizer wants it; what it finds in a mount's program, it writes to a file.
+sanitize: SANITIZERS := address,undefined
+sanitize: RUNTIME := libasan.so
+sanitize: SANITIZED_TESTS := tests/unionfs/test_system.py tests/layers/test_header.py \
+	tests/fuse_mount tests/conformance -k "not (library or pure)"
+sanitize-threads: SANITIZERS := thread
+sanitize-threads: RUNTIME := libtsan.so
+sanitize-threads: SANITIZED_TESTS := tests/fuse_mount/test_clients.py \
+	tests/fuse_mount/test_requests.py tests/conformance/test_machine.py \
+	-k "not (library or pure)"
+
+sanitize sanitize-threads: $(VENV)/ready
 	rm -rf $(SANITIZED)
-	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover" \
-		$(PYTHON) setup.py -q build --build-base build/objects --build-lib $(SANITIZED)
+	CFLAGS="-g -fsanitize=$(SANITIZERS) -fno-sanitize-recover" \
+		$(PYTHON) setup.py -q build --build-base build/objects-$@ --build-lib $(SANITIZED)
 	cp -r tests pyproject.toml $(SANITIZED)
-	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH="$$PWD" $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider \
-		tests/unionfs/test_system.py tests/layers/test_header.py tests/fuse_mount \
-		tests/conformance -k "not (library or pure)"
+	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME))" \
+		ASAN_OPTIONS=detect_leaks=0 \
+		TSAN_OPTIONS="ignore_noninstrumented_modules=1 die_after_fork=0 log_path=$$PWD/race" \
+		PYTHONPATH="$$PWD" setarch -R $(CURDIR)/$(PYTHON) -m pytest -p no:cacheprovider $(SANITIZED_TESTS)
+	cd $(SANITIZED) && ! cat race.* 2>/dev/null
 
 # In mounts of its own: for as long as another process has copies of them, the kernel mounts no
 # upper with an index again.
@@ -72,15 +86,13 @@ fuzz-requests fuzz-index: fuzz-%: $(FUZZERS)/%
 	cd $(FUZZERS) && ./$* -max_total_time=$$(($(or $(MINUTES),10) * 60)) -timeout=60 \
 		-max_len=1024 -len_control=0 -print_final_stats=1 $*.corpus
 
-$(FUZZERS)/requests: tests/fuzzers/requests.c $(wildcard csrc/ufs_*)
-	.ci/apt-install clang libclang-rt-dev
-	mkdir -p $(FUZZERS)
-	$(FUZZED) -Wl,--wrap=read,--wrap=write,--wrap=writev,--wrap=ioctl $< csrc/ufs_*.c -o $@
+$(FUZZERS)/requests: CODE := csrc/ufs_*.c -Wl,--wrap=read,--wrap=write,--wrap=writev,--wrap=ioctl
+$(FUZZERS)/index: CODE := csrc/ufs_index.c
 
-$(FUZZERS)/index: tests/fuzzers/index.c $(wildcard csrc/ufs_index.*)
+$(FUZZERS)/%: tests/fuzzers/%.c $(wildcard csrc/ufs_*)
 	.ci/apt-install clang libclang-rt-dev
 	mkdir -p $(FUZZERS)
-	$(FUZZED) $< csrc/ufs_index.c -o $@
+	$(FUZZED) $< $(CODE) -o $@
 
 soak: $(VENV)/ready
 	unshare --mount $(PYTHON) -m tests.soak $(or $(MINUTES),10)
