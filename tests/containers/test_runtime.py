@@ -225,6 +225,38 @@ def test_detached(run: Run, store: Store, tmp_path: Path) -> None:
     assert Containers(store).list() == []
 
 
+@pytest.mark.parametrize("run", ["runc"], indirect=True)
+def test_stopping(run: Run, store: Store, tmp_path: Path) -> None:
+    """By the signal that the image names; a command that does not heed it is killed."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, arguments[0], "--store", store.root, *arguments[1:]]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    fifo = tmp_path / "shared/told"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    waits = "echo up > /data/told; while :; do sleep 0.05; done"
+    for name, traps in (
+        ("heeds", "trap 'echo asked > /note; exit' TERM"),
+        ("ignores", "trap '' TERM"),
+    ):
+        script = f"echo begun; {traps}; {waits}"
+        detached = ("-d", "--name", name, "-v", f"{fifo.parent}:/data")
+        said(run(*detached, "box", "sh", "-c", script))
+        assert fifo.read_text() == "up\n"
+        assert said(call("logs", name)) == "begun\n"
+    assert said(call("stop", "heeds", "-t", str(PATIENCE))) == ""
+    assert said(call("stop", "--time", "0", "ignores")) == ""
+    assert [container.target for container in Containers(store).list()] == [None, None]
+    assert said(call("diff", "heeds")) == "A  /data\nA  /note\n"
+    assert said(call("diff", "ignores")) == "A  /data\n"
+    assert "it does not run" in call("stop", "heeds").stderr
+    Containers(store).create("box", "never")
+    assert "it was never run with --detach" in call("logs", "never").stderr
+    assert "no such container" in call("logs", "absent").stderr
+
+
 def test_a_terminal(store: Store) -> None:
     ours, its = os.openpty()
     with open(ours, "rb", buffering=0) as screen:

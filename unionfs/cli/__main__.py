@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "layer": "layer",
     "build": "build",
     "run": "containers",
+    "logs": "containers",
+    "stop": "containers",
     "create": "containers",
     "containers": "containers",
     "commit": "containers",

@@ -20,7 +20,7 @@ _SECTIONS: Final = {
     "Mount": ("mount", "umount", "list"),
     "Look into a union, mounted or not": ("ls", "cat", "explain", "diff", "fsck"),
     "Layers and images": ("image", "pull", "push", "build", "layer"),
-    "Containers over images": ("run", "create", "containers", "commit", "remove"),
+    "Containers over images": ("run", "logs", "stop", "create", "containers", "commit", "remove"),
     "What images and containers are kept in": ("store", "snapshot"),
     "This machine": ("doctor", "bench", "completion"),
 }

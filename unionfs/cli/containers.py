@@ -1,4 +1,4 @@
-"""`unionmount create`, `containers`, `commit`, `remove` and `run`: containers over images."""
+"""`unionmount create`, `containers`, `commit`, `run` and the like: containers over images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import sys
+from collections.abc import Callable
 from typing import Final, Literal
 
 import click
@@ -121,12 +123,48 @@ def commit_command(
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def remove_command(store: Store, force: bool, names: tuple[str, ...]) -> int:
     """Remove each CONTAINER and all that it wrote."""
+    containers = Containers(store)
+
+    def remove(name: str) -> None:
+        end(store, containers.get(name).name, force=force)
+        containers.remove(name, force=force)
+
+    return _each(names, remove)
+
+
+@click.command("logs")
+@store_option
+@click.argument("container")
+def logs_command(store: Store, container: str) -> None:
+    """Print what CONTAINER, run with --detach, has printed."""
+    with open(Runtime.find(store).output(container), "rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+@click.command("stop")
+@store_option
+@click.option(
+    "-t",
+    "--time",
+    "patience",
+    type=click.FloatRange(0),
+    default=10,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take to end by itself.",
+)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+def stop_command(store: Store, patience: float, names: tuple[str, ...]) -> int:
+    """End each CONTAINER that was run with --detach; what it wrote stays."""
+    return _each(names, lambda name: Runtime.find(store).stop(name, patience))
+
+
+def _each(names: tuple[str, ...], act: Callable[[str], None]) -> int:
+    """Do something to each container; 1 where that failed for one."""
     failed = 0
     for name in names:
         try:
-            containers = Containers(store)
-            end(store, containers.get(name).name, force=force)
-            containers.remove(name, force=force)
+            act(name)
         except OSError as error:
             complain(describe(error))
             failed = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,37 @@ class Runtime:
         if done.returncode:
             raise self._failure(name) or NotStarted(errno.EIO, f"{self.program} failed", name)
         return 0
+
+    def stop(self, name: str, patience: float = 10) -> None:
+        """End a detached container, and unmount it.
+
+        By the signal that its image names, else SIGTERM; after patience, seconds, by SIGKILL.
+        Raises NotFound, FailedPrecondition where it does not run.
+        """
+        containers = Containers(self.store)
+        asked = containers.image(name).config.settings.stop_signal or "SIGTERM"
+        if self.state(name) != "running":
+            raise FailedPrecondition("it does not run", name)
+        with open(f"{containers.folder(name)}/pid") as file, suppress(ProcessLookupError):
+            process = os.pidfd_open(int(file.read()))
+            try:
+                command = [*self._command("kill", name), asked.removeprefix("SIG")]
+                subprocess.run(command, capture_output=True, check=False)
+                select.select([process], [], [], patience)
+            finally:
+                os.close(process)
+        self.end(name, force=True)
+        containers.unmount(name)
+
+    def output(self, name: str) -> str:
+        """The path of the file with what a detached container prints.
+
+        Raises NotFound, FailedPrecondition where it never ran so.
+        """
+        path = f"{Containers(self.store).folder(Containers(self.store).get(name).name)}/log"
+        if not os.path.exists(path):
+            raise FailedPrecondition("it was never run with --detach", name)
+        return path
 
     def state(self, name: str) -> State | None:
         """What a container does; None where the runtime does not know it."""
