@@ -42,6 +42,7 @@ _PR_SET_SECUREBITS: Final = 28
 _NO_SETUID_FIXUP: Final = 1 << 2
 _FICLONE: Final = 0x40049409  # linux/fs.h
 _FS_IOC_GETFSUUID: Final = 0x80111500
+_BTRFS_IOC_FS_INFO: Final = 0x8400941F
 # _IOR('f', 1, long), _IOW('f', 2, long); what is read and written is an int all the same
 _LONG: Final = struct.calcsize("l")
 _FS_IOC_GETFLAGS: Final = 0x80006601 | _LONG << 16
@@ -529,12 +530,14 @@ def filesystem_uuid(root_fd: int) -> bytes | None:
     """The 16 bytes that tell the filesystem of a directory; None before Linux 6.9, or without."""
     fd = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        answer = fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytes(17))
-    except OSError:
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytes(17))
+            return answer[1:17] if answer[0] == 16 else None
+        with contextlib.suppress(OSError):  # btrfs answers this alone
+            return fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, bytes(1024))[16:32]
         return None
     finally:
         os.close(fd)
-    return answer[1:17] if answer[0] == 16 else None
 
 
 def sync_filesystem(fd: int) -> None:

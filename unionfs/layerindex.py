@@ -172,7 +172,8 @@ def use(folder: str, root_fd: int, prefix: str) -> LayerIndex | None:
 def _identity(root_fd: int, prefix: str) -> bytes:
     status = os.fstat(root_fd)
     uuid = system.filesystem_uuid(root_fd)
-    device = 0 if uuid else status.st_dev
+    # Without a major number it may be one of btrfs' subvolumes, which have one uuid together.
+    device = 0 if uuid and os.major(status.st_dev) else status.st_dev
     kept = prefix.encode()[:8]
     return _IDENTITY.pack(uuid or b"", device, status.st_ino, status.st_ctime_ns, kept)
 

@@ -12,8 +12,10 @@ import pytest
 
 from tests.conformance.doors import DOORS, RENAME_EXCHANGE, Layers
 from tests.conformance.play import Player, Step, do
-from tests.privilege import NO_INDEX, machine_only
+from tests.disk import make_image, mounted
+from tests.privilege import NO_DISKS, NO_INDEX, machine_only
 from tests.tree import Tree, build, differences, file, hard_link
+from unionfs import LayerStack, fsck
 
 _LINKED: Tree = {
     "a": file(b"1", 0o640, 1, 2),
@@ -54,15 +56,22 @@ def ground() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _play(base: Path, first: str, second: str) -> tuple[dict[str, object], dict[str, object]]:
-    """What came of the second door's steps, and what the index holds at last."""
+def _play(
+    base: Path, first: str, second: str, place: Path | None = None
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What came of the second door's steps, and what the index holds at last.
+
+    place: where the layers lie, if not in base.
+    """
     layers = Layers(base, more="index=on")
-    layers.make()
+    layers.make(place, place)
     build(layers.lower[0], _LINKED)
     with DOORS[first](layers) as door:
         player = Player(door, ".")
         for step in _FIRST:
             assert player.outcome(step) in (None, 5), step
+    with LayerStack(layers.lower, layers.upper, layers.work) as stack:
+        assert [*fsck.check(stack)] == []
     with DOORS[second](layers) as door:
         player = Player(door, ".")
         seen = {f"{n} {step}": player.outcome(step) for n, step in enumerate(_SECOND)}
@@ -77,3 +86,19 @@ def test_linked_files_stay_linked(ground: Path, first: str, second: str) -> None
     seen, index = _play(ground / "doors", first, second)
     assert not differences(expected, seen)
     assert index == kept == {}
+
+
+@machine_only(NO_DISKS)
+@pytest.mark.parametrize(("first", "second"), [("kernel", "library"), ("library", "kernel")])
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_linked_files_stay_linked_on_any_filesystem(
+    tmp_path: Path, kind: str, first: str, second: str
+) -> None:
+    """Origins and the index name the lower file as the kernel does, its filesystem included."""
+    image = tmp_path / "image"
+    make_image(image, kind)
+    expected, _ = _play(tmp_path / "reference", "kernel", "kernel")
+    with mounted(image, tmp_path / "mounted") as place:
+        seen, index = _play(tmp_path / "doors", first, second, place)
+    assert not differences(expected, seen)
+    assert index == {}
