@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final, Protocol, final
 
-from unionfs import LayerStack, UnionFS, mount
+from unionfs import LayerStack, UnionFS, layerindex, mount
 
 KERNEL: Final = "overlayfs"
 FUSE_OVERLAYFS: Final = "fuse-overlayfs"
+_INDEXES: Final = "../indexes"  # from each layer
 
 
 class PeerError(Exception):
@@ -88,20 +89,24 @@ class CurrentDirectory:
 class Peer:
     """One way to see a union.
 
+    prepare: what is done once for layers, before anyone uses them, and is not timed.
     mount: mounts the union at the site's target; raises OSError or PeerError.
     view: opens it without a mount. With neither it is the plain directory.
     missing: why it cannot be run here, and the remedy; None when it can.
     version: as its users know it.
     rootless: runs as root of a new user namespace, which has no privileges outside.
+    layered: runs only what depends on the number of layers; elsewhere it is like another peer.
     """
 
     name: str
     title: str
     missing: Callable[[], str | None]
     version: Callable[[], str]
+    prepare: Callable[[Site], None] | None = None
     mount: Callable[[Site], None] | None = None
     view: Callable[[Site], View] | None = None
     rootless: bool = False
+    layered: bool = False
 
 
 def _kernel(site: Site) -> None:
@@ -146,6 +151,18 @@ def _branches(site: Site) -> str:
 
 def _unionmount(site: Site) -> list[str]:
     return [sys.executable, "-m", "fuse_mount", "-o", _overlay_options(site), site.target]
+
+
+def _index(site: Site) -> None:
+    """As a store does for each layer, once, when it is unpacked."""
+    with LayerStack(site.lower) as stack:
+        for layer in stack.lower:
+            layerindex.build(f"{layer.path}/{_INDEXES}", layer.fd, stack.prefix)
+
+
+def _unionmount_indexed(site: Site) -> list[str]:
+    options = f"{_overlay_options(site)},layer_index={_INDEXES}"
+    return [sys.executable, "-m", "fuse_mount", "-o", options, site.target]
 
 
 def _fuse_overlayfs(site: Site) -> list[str]:
@@ -221,6 +238,15 @@ _ALL: Final = (
         _no_extension,
         _own_version,
         mount=_program(_unionmount),
+    ),
+    Peer(
+        "unionmount-indexed",
+        "unionmount, its layers indexed",
+        _no_extension,
+        _own_version,
+        prepare=_index,
+        mount=_program(_unionmount_indexed),
+        layered=True,
     ),
     Peer(
         "unionmount-pure",

@@ -76,6 +76,8 @@ def applies(workload: Workload, peer: Peer) -> bool:
     """Whether the workload means anything for the peer: to unmount what is not mounted does not."""
     if peer.mount is None and workload.timed != "run":
         return False
+    if peer.layered and not workload.layered:
+        return False
     return peer.view is None or not workload.mounted
 
 
@@ -92,6 +94,7 @@ class Bench:
         self._folder = Path(mkdtemp(prefix="unionmount-bench-", dir=os.path.abspath(parent)))
         self._done = self._folder / "done"
         self._round = 0
+        self._prepared: set[tuple[str, int, str]] = set()
         self._failed: set[tuple[str, int, str]] = set()
 
     def __enter__(self) -> Bench:
@@ -151,6 +154,10 @@ class Bench:
         )
         for path in (site.upper, site.work, site.target):
             Path(path).mkdir(parents=True)
+        layers = (workload.fixture, count, peer.name)
+        if peer.prepare is not None and layers not in self._prepared:
+            peer.prepare(site)
+            self._prepared.add(layers)
         try:
             job = Job(peer.name, workload.name, site, self.plan.scale, self.drop)
             outcome = in_session(job, rootless=peer.rootless or os.geteuid() != 0)

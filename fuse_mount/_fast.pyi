@@ -15,7 +15,7 @@ STALE: int
 class Table:
     def __init__(
         self,
-        layers: list[tuple[int, int, mmap.mmap | None]],
+        layers: list[tuple[int, int, bytes | mmap.mmap | None]],
         filesystems: list[tuple[int, int, int, int, bytes]],
         prefix: bytes,
         ask: Callable[[int, bytes], int],

@@ -36,6 +36,7 @@ from unionfs import markers, system
 
 _MAGIC: Final = b"ufsindex"
 _VERSION: Final = 1
+_MAPPED_MIN: Final = 1 << 18  # bytes: 2,400 names
 _HEADER: Final = struct.Struct("<8sII")  # magic, version, checksum of what follows
 _IDENTITY: Final = struct.Struct("<16sQQq8s")  # UUID, device, root's inode, its ctime, prefix
 _COUNTS: Final = struct.Struct("<IIQ")  # directories, entries, bytes of strings
@@ -63,7 +64,7 @@ class LayerIndex:
     data: its file, for whom reads that otherwise; unmapped when nobody has it any more.
     """
 
-    def __init__(self, data: mmap.mmap, device: int) -> None:
+    def __init__(self, data: bytes | mmap.mmap, device: int) -> None:
         """Data: a whole index. device: the st_dev of the layer now."""
         self.data = data
         self._device = device
@@ -197,16 +198,23 @@ def _opened(folder: str, root_fd: int, prefix: str) -> LayerIndex | None:
             return None
         if not stat.S_ISREG(status.st_mode) or status.st_size < _DIRECTORIES:
             return None
-        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        data = _read(fd, status.st_size)
     finally:
         os.close(fd)
     if _is_right(data, identity):
         return LayerIndex(data, os.fstat(root_fd).st_dev)
-    data.close()
     return None
 
 
-def _is_right(data: mmap.mmap, identity: bytes) -> bool:
+def _read(fd: int, size: int) -> bytes | mmap.mmap:
+    """A file's content. A mapping, which all who have it share, holds a descriptor."""
+    if size >= _MAPPED_MIN:
+        return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _is_right(data: bytes | mmap.mmap, identity: bytes) -> bool:
     magic, version, checksum = _HEADER.unpack_from(data)
     if (magic, version) != (_MAGIC, _VERSION):
         return False
