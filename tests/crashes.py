@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+import pytest
+
 from tests.conformance.doors import RENAME_EXCHANGE, Door, Layers, kernel, library
+from tests.privilege import NO_REDIRECTS, machine_only
 from tests.tree import (
     MARKS,
     Seen,
@@ -90,6 +93,15 @@ CHANGES: dict[str, Change] = {
     "rename-over-emptied": lambda door: door.rename("d", "emptied"),
     "exchange": lambda door: door.rename("d", "file", RENAME_EXCHANGE),
 }
+
+
+_APART = ("rename-over-emptied", "exchange")
+"""They rename a lower directory with a linked file: copied up whole, that is one of its own."""
+
+
+def marks_of(change: str) -> list[pytest.MarkDecorator]:
+    """What to mark the tests of a change with."""
+    return [machine_only(NO_REDIRECTS)] if change in _APART else []
 
 
 WITH_OPTIONS: dict[tuple[str, str], Change] = {

@@ -9,7 +9,7 @@ import pytest
 
 from tests import faults
 from tests.conformance.doors import Folder, Layers, fuse
-from tests.crashes import CHANGES, Case, seen, shown_by_all
+from tests.crashes import CHANGES, Case, marks_of, seen, shown_by_all
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 def _some(*always: str) -> list[Any]:
     """Each try starts a mount program, so the other changes are left to `make crashes`."""
     return [
-        pytest.param(name, marks=() if name in always else pytest.mark.thorough) for name in CHANGES
+        pytest.param(
+            name, marks=marks_of(name) + ([] if name in always else [pytest.mark.thorough])
+        )
+        for name in CHANGES
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests import faults
 from tests.conformance.doors import Layers
-from tests.crashes import CHANGES, WITH_OPTIONS, Case, seen, shown_by_all
+from tests.crashes import CHANGES, WITH_OPTIONS, Case, marks_of, seen, shown_by_all
 from tests.mounts import private
 from tests.privilege import NO_INDEX, NO_REDIRECTS, machine_only
 from unionfs import LayerStack, UnionFS
@@ -29,14 +29,6 @@ _ALWAYS = ("write", "truncate", "unlink-lower", "create-over-whiteout", "rename-
 """The others are left to `make crashes`."""
 
 
-_APART = ("rename-over-emptied", "exchange")
-"""They rename a lower directory with a linked file: copied up whole, that is one of its own."""
-
-
-def _marks(change: str) -> list[pytest.MarkDecorator]:
-    return [machine_only(NO_REDIRECTS)] if change in _APART else []
-
-
 def _steps(case: Case, log: Path) -> list[faults.Step]:
     layers = case.layers()
     assert faults.run(partial(case.run, layers), *faults.watching(log)) == 0
@@ -46,7 +38,7 @@ def _steps(case: Case, log: Path) -> list[faults.Step]:
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        *(pytest.param("", name, marks=_marks(name)) for name in CHANGES),
+        *(pytest.param("", name, marks=marks_of(name)) for name in CHANGES),
         *(
             pytest.param(
                 options, name, marks=machine_only(NO_INDEX if "index" in options else NO_REDIRECTS)
@@ -70,7 +62,7 @@ def test_killed_at_every_step(tmp_path: Path, options: str, name: str) -> None:
     "change",
     [
         pytest.param(
-            change, marks=_marks(change) + ([] if change in _ALWAYS else [pytest.mark.thorough])
+            change, marks=marks_of(change) + ([] if change in _ALWAYS else [pytest.mark.thorough])
         )
         for change in CHANGES
     ],
