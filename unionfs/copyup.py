@@ -175,9 +175,8 @@ def fill(stack: LayerStack, node: Node, size: int | None = None) -> None:
         if size == 0:
             os.ftruncate(fd, 0)
         else:
-            status = os.fstat(fd)
-            _copy_data(resolve.data(stack, node), fd, status.st_size, None, synced=_syncs(stack))
-            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))  # the content is the same
+            length = os.fstat(fd).st_size
+            _copy_data(resolve.data(stack, node), fd, length, None, synced=_syncs(stack))
         if capabilities is not None:
             system.set_xattr(fd, "", _CAPABILITIES, capabilities)
         if _syncs(stack):
