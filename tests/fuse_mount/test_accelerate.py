@@ -84,14 +84,15 @@ def test_what_the_kernel_forgets_is_given_back(layers: Layers) -> None:
         assert sum(entry.stat().st_size for entry in os.scandir(layers.target)) == 0
         known = resident()
         assert known - before > 40_000 * 200
-        # the kernel drops the names that nobody uses, and sends what it forgets in its own time
-        subprocess.run(["mount", "-i", "-o", "remount", layers.target], check=True)
 
         def given_back() -> bool:
-            os.statvfs(layers.target)
-            return resident() - before < (known - before) / 2
+            # the kernel drops the names that nobody uses, and sends what it forgets in its own time
+            subprocess.run(["mount", "-i", "-o", "remount", layers.target], check=True)
+            for _ in range(1000):
+                os.statvfs(layers.target)
+            return known - resident() > (known - before) / 4
 
-        assert any(given_back() for _ in range(100_000))
+        assert any(given_back() for _ in range(200))
 
 
 def test_names_that_have_just_changed_are_not_kept(layers: Layers) -> None:
