@@ -39,6 +39,7 @@ def test_content_that_does_not_fit(small: Path, make_layer: MakeLayer) -> None:
         with pytest.raises(OSError) as raised:
             store.layers.unpack([(store.blobs.add(big).digest, big_diff)])
         assert raised.value.errno == errno.ENOSPC
+        assert os.listdir(f"{store.root}/ingest") == []
         chain = store.layers.unpack([(store.blobs.add(layer).digest, diff_id)])
 
         filler = small / "filler"

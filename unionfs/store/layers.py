@@ -12,6 +12,7 @@ files once, and one syncfs(2) a layer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -24,7 +25,7 @@ from unionfs.store import digest as digests
 from unionfs.store.blobs import Blobs
 from unionfs.store.catalogue import DIRECTORY, Catalogue, now
 from unionfs.store.errors import NotFound
-from unionfs.store.folders import Folders, claimed, flush_directory
+from unionfs.store.folders import Folders, claimed, flush_directory, remove
 from unionfs.store.snapshots import Snapshots, Usage, disk_usage
 
 
@@ -93,15 +94,20 @@ class Layers:
                 return
             for left in os.listdir(held):
                 self._folders.discard(f"{draft}/{left}")
-            applied = self.apply(blob, diff_id, f"{draft}/fs", below)
-            usage = disk_usage(f"{draft}/fs")
-            self._snapshots.flush()
-            with self._catalogue.change() as db:
-                layer = (diff_id, blob, json.dumps(applied.implicit), usage)
-                place = self._folders.snapshot(self._insert(db, name, parent, *layer))
-                self._folders.discard(place)  # of a row that a crash undid
-                os.rename(draft, place)
-                flush_directory(os.path.dirname(place))
+            try:
+                applied = self.apply(blob, diff_id, f"{draft}/fs", below)
+                usage = disk_usage(f"{draft}/fs")
+                self._snapshots.flush()
+                with self._catalogue.change() as db:
+                    layer = (diff_id, blob, json.dumps(applied.implicit), usage)
+                    place = self._folders.snapshot(self._insert(db, name, parent, *layer))
+                    self._folders.discard(place)  # of a row that a crash undid
+                    os.rename(draft, place)
+                    flush_directory(os.path.dirname(place))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    remove(self._folders.discard(draft))
+                raise
 
     def _shared(self, name: str, diff_id: str, parent: str, below: Sequence[str]) -> bool:
         """Have a chain share the directory of an equal layer, if there is one."""
