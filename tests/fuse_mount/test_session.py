@@ -98,13 +98,12 @@ class Union:
 
     def processes(self) -> list[int]:
         """The programs that have a file of this union open."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                links = [os.readlink(link) for link in (process / "fd").iterdir()]
-                if process.name != str(os.getpid()) and str(self.log) in links:
-                    found.append(int(process.name))
-        return found
+        found = set()
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):  # it has been closed meanwhile
+                if os.readlink(link) == str(self.log):
+                    found.add(int(link.parts[2]))
+        return [*found - {os.getpid()}]
 
     def mounted(self) -> list[str]:
         """The lines of the table of mounts about the target."""
