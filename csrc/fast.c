@@ -116,8 +116,8 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
 {
     static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
                              "work", "durable", "strict", "passthrough", "writeback", "xattrs",
-                             "syncs", "idmapped", "timeout", NULL };
-    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs, idmapped;
+                             "syncs", "idmapped", "redirects", "timeout", NULL };
+    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs, idmapped, redirects;
     PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
@@ -127,10 +127,11 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
                                      &copy_up, &has_upper, &work, &durable, &strict,
-                                     &passthrough, &writeback, &xattrs, &syncs, &idmapped, &timeout)
+                                     &passthrough, &writeback, &xattrs, &syncs, &idmapped,
+                                     &redirects, &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
         return NULL;
@@ -147,6 +148,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->table.durable = durable;
     session->table.strict = strict;
     session->table.idmapped = idmapped;
+    session->table.redirects = redirects;
     session->passthrough = passthrough;
     session->writeback = writeback;
     session->xattrs = xattrs;

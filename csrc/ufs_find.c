@@ -295,6 +295,8 @@ static bool settle(struct ufs_table *table, struct ufs_node *node, struct facts 
     if (!ufs_number(table, facts->device, facts->inode, &node->number))
         return false;
     ufs_free_lower(node);
+    free(node->redirect);
+    node->redirect = NULL;
     node->device = facts->device;
     node->inode = facts->inode;
     node->lower = facts->lower;

@@ -41,10 +41,16 @@ char ufs_opaque(const struct ufs_table *table, int fd, const char *path)
 
 int ufs_set_mark(const struct ufs_table *table, int fd, const char *path, const char *mark)
 {
+    return ufs_set_text(table, fd, path, mark, "y");
+}
+
+int ufs_set_text(const struct ufs_table *table, int fd, const char *path, const char *mark,
+                 const char *text)
+{
     char name[UFS_MARK_NAME_SIZE], link[UFS_PATH_SIZE + 32];
 
     snprintf(link, sizeof link, "/proc/self/fd/%d/%s", fd, path);
-    return lsetxattr(link, ufs_mark_name(table, mark, name), "y", 1, 0);
+    return lsetxattr(link, ufs_mark_name(table, mark, name), text, strlen(text), 0);
 }
 
 /* What follows the prefix of marks in an attribute's name; NULL where it is none. */

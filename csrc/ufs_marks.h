@@ -9,7 +9,7 @@
 #define UFS_FUSE_OVERLAYFS "user.fuseoverlayfs."
 #define UFS_ESCAPE "overlay."
 
-enum { UFS_ORIGIN_MAX = 255 };
+enum { UFS_ORIGIN_MAX = 255, UFS_REDIRECT_MAX = 256 };
 
 #define UFS_MARK_OPAQUE "opaque"
 #define UFS_MARK_REDIRECT "redirect"
@@ -32,8 +32,10 @@ bool ufs_has_mark(const struct ufs_table *table, int fd, const char *path, const
 /* The value of a directory's opaque mark, 'y' or 'x', or 0. */
 char ufs_opaque(const struct ufs_table *table, int fd, const char *path);
 
-/* Set a mark to 'y': 0, or -1 with errno. */
+/* Set a mark, as most are, to 'y'; or to a text: 0, or -1 with errno. */
 int ufs_set_mark(const struct ufs_table *table, int fd, const char *path, const char *mark);
+int ufs_set_text(const struct ufs_table *table, int fd, const char *path, const char *mark,
+                 const char *text);
 
 /* Whether an attribute is a mark, ours or fuse-overlayfs'; and whether such a one is escaped: of a
  * union that is a layer of this one. */

@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "ufs_copyup.h"
+#include "ufs_marks.h"
 #include "ufs_names.h"
 
 static int refuse_removal(const struct ufs_turn *turn, struct ufs_node *parent,
@@ -19,7 +21,7 @@ static int refuse_removal(const struct ufs_turn *turn, struct ufs_node *parent,
     return failed ? failed : ufs_refuse(turn, node, UFS_GUARDS);
 }
 
-/* A node of upper alone at a name of a directory of upper: 0, or what to return. status: its. */
+/* A node of upper at a name of a directory of upper: 0, or what to return. status: its. */
 static int plain(struct ufs_turn *turn, struct ufs_node *parent, const char *name,
                  struct ufs_node **node, char buffer[UFS_PATH_SIZE], char **path,
                  struct stat *status)
@@ -32,7 +34,7 @@ static int plain(struct ufs_turn *turn, struct ufs_node *parent, const char *nam
     found = ufs_find(turn->table, &turn->session->asked, parent, name, node, status, &filled);
     if (found != UFS_FOUND)
         return found < 0 ? found : -ENOENT;
-    if (!((*node)->flags & UFS_UPPER) || (*node)->flags & UFS_BUSY || (*node)->lower_count)
+    if (!((*node)->flags & UFS_UPPER) || (*node)->flags & UFS_BUSY)
         return UFS_FORWARD;
     *path = ufs_upper_path(parent, name, buffer);
     if (!*path || fstatat(turn->table->layers[0].fd, *path, status, AT_SYMLINK_NOFOLLOW))
@@ -112,7 +114,7 @@ static int remove_name(struct ufs_turn *turn, bool directory)
     below = ufs_exists_below(turn->table, parent, name);
     if (below == -1)
         return -errno;
-    if (directory != (node->type == DT_DIR) || (below && directory))
+    if (directory != (node->type == DT_DIR) || node->lower_count || (below && directory))
         return UFS_FORWARD;
     if (keep_idle(turn, node))
         return -errno;
@@ -157,16 +159,20 @@ static int refuse_rename(const struct ufs_turn *turn, struct ufs_node *old_paren
     return ufs_refuse(turn, new_parent, FS_IMMUTABLE_FL);
 }
 
-/* Before a rename: make upper hold a file of that name, and the directory that it goes to. 0, or what
+/* Before a rename: make upper hold what has that name, and the directory that it goes to. 0, or what
  * to return. */
 static int prepare_rename(struct ufs_turn *turn, struct ufs_node *parent, const char *name,
-                          struct ufs_node *new_parent)
+                          struct ufs_node *new_parent, const char *new_name)
 {
     struct ufs_node *node = ufs_child(turn->table, parent, name);
     int failed;
 
-    if (!node || node->type == DT_DIR || node->flags & UFS_STALE)
+    if (!node || node->flags & UFS_STALE)
         return new_parent->flags & UFS_UPPER ? 0 : UFS_FORWARD;
+    /* Python copies all that is in it, or refuses. */
+    if (node->type == DT_DIR && ((node->lower_count && !turn->table->redirects)
+                                 || ufs_child(turn->table, new_parent, new_name)))
+        return UFS_FORWARD;
     failed = ufs_copy_up(turn, node, UINT64_MAX);
     return failed ? failed : ufs_copy_up(turn, new_parent, 0);
 }
@@ -194,7 +200,7 @@ static int plan_replacing(struct ufs_turn *turn, struct ufs_node *parent, const 
     if (!fstatat(upper, path, status, AT_SYMLINK_NOFOLLOW)) {
         replaced->whiteout = S_ISCHR(status->st_mode) && !status->st_rdev;
         if (replaced->whiteout)
-            return node || old->type == DT_DIR ? UFS_FORWARD : 0;
+            return node ? UFS_FORWARD : 0;
         return node && S_ISREG(status->st_mode) && status->st_nlink == 1 ? 0 : UFS_FORWARD;
     }
     if (errno != ENOENT)
@@ -224,7 +230,64 @@ static int rename_upper(const struct ufs_turn *turn, const char *old_path, const
     return flags & RENAME_WHITEOUT && (errno == EINVAL || errno == EPERM) ? UFS_FORWARD : -errno;
 }
 
-/* Rename a file, or a directory of upper alone that leaves nothing of lower layers to hide. */
+/* Where the lower layers hold a directory, as changes._redirect: its length, 0 where its mark says so
+ * already, or -1 where it is too long for one. It ends where the buffer ends. */
+static ssize_t redirect_of(const struct ufs_node *node, bool same_directory,
+                           char buffer[UFS_REDIRECT_MAX + 1])
+{
+    size_t at = UFS_REDIRECT_MAX, length;
+    const char *part;
+
+    if (node->redirect && (same_directory || *node->redirect == '/'))
+        return 0;
+    buffer[at] = '\0';
+    for (; node->names; node = node->names->parent) {
+        part = node->redirect ? node->redirect : node->names->text;
+        length = strlen(part);
+        if (length + 1 > at)
+            return -1;
+        at -= length;
+        memcpy(buffer + at, part, length);
+        if (same_directory || *part == '/')
+            break;
+        buffer[--at] = '/';
+    }
+    return (ssize_t)(UFS_REDIRECT_MAX - at);
+}
+
+/* Let a directory of upper find what is below it, and nothing else, under its new name: 0, or what to
+ * return. */
+static int keep_apart(const struct ufs_table *table, struct ufs_node *node,
+                      const struct ufs_node *parent, const char *path, bool same_directory)
+{
+    char buffer[UFS_REDIRECT_MAX + 1], *text;
+    int upper = table->layers[0].fd;
+    ssize_t length;
+
+    if (!node->lower_count) {
+        if (node->flags & UFS_OPAQUE || !ufs_is_merged(parent))
+            return 0;
+        if (ufs_set_mark(table, upper, path, UFS_MARK_OPAQUE))
+            return errno == ENAMETOOLONG ? UFS_FORWARD : -errno;
+        node->flags |= UFS_OPAQUE;
+        return 0;
+    }
+    length = redirect_of(node, same_directory, buffer);
+    if (length < 1)
+        return length ? UFS_FORWARD : 0;
+    text = strdup(buffer + UFS_REDIRECT_MAX - length);
+    if (!text)
+        return -ENOMEM;
+    if (ufs_set_text(table, upper, path, UFS_MARK_REDIRECT, text)) {
+        free(text);
+        return errno == ENAMETOOLONG ? UFS_FORWARD : -errno;
+    }
+    free(node->redirect);
+    node->redirect = text;
+    return 0;
+}
+
+/* Rename what does not take the place of a directory. */
 static int rename_plain(struct ufs_turn *turn, uint64_t new_parent_id, uint32_t flags,
                         const char *old_name)
 {
@@ -247,19 +310,14 @@ static int rename_plain(struct ufs_turn *turn, uint64_t new_parent_id, uint32_t 
         return UFS_FORWARD;
     failed = refuse_rename(turn, old_parent, old_name, new_parent, new_name);
     if (!failed)
-        failed = prepare_rename(turn, old_parent, old_name, new_parent);
+        failed = prepare_rename(turn, old_parent, old_name, new_parent, new_name);
     if (!failed)
         failed = plain(turn, old_parent, old_name, &old, old_buffer, &old_path, &status);
     if (failed)
         return failed;
-    /* A directory needs marks where it goes. */
-    if (old->type == DT_DIR && ufs_is_merged(new_parent) && !(old->flags & UFS_OPAQUE))
-        return UFS_FORWARD;
     below = ufs_exists_below(table, old_parent, old_name);
     if (below == -1)
         return -errno;
-    if (below && old->type == DT_DIR)
-        return UFS_FORWARD;
     new_path = ufs_upper_path(new_parent, new_name, new_buffer);
     if (!new_path)
         return -errno;
@@ -268,8 +326,12 @@ static int rename_plain(struct ufs_turn *turn, uint64_t new_parent_id, uint32_t 
         return failed;
     if (replaced.node && (flags & RENAME_NOREPLACE || keep_idle(turn, replaced.node)))
         return UFS_FORWARD;
-    if (old->flags & UFS_ORIGIN && old_parent != new_parent)
+    if (replaced.whiteout && old->type == DT_DIR && !below)
+        return UFS_FORWARD; /* which puts it away */
+    if ((old->flags & UFS_ORIGIN || old->lower_count) && old_parent != new_parent)
         failed = ufs_note_impure(turn, new_parent);
+    if (!failed && old->type == DT_DIR)
+        failed = keep_apart(table, old, new_parent, old_path, old_parent == new_parent);
     if (!failed)
         failed = rename_upper(turn, old_path, new_path, below, replaced.whiteout, flags);
     if (failed)

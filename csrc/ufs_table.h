@@ -119,6 +119,7 @@ struct ufs_table {
     bool durable;     /* copies of files are synced */
     bool strict;      /* and those of directories too */
     bool idmapped;    /* a layer lies on an idmapped mount */
+    bool redirects;   /* a directory that lower layers hold is renamed by a redirect */
     pthread_cond_t copied; /* a node is UFS_COPYING no more */
     char prefix[32];  /* of the marks' attributes */
     uint64_t key[2];  /* of the hash of names */
@@ -134,8 +135,8 @@ struct ufs_table {
     uint64_t next_id;
 };
 
-/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work, durable, strict and
- * idmapped are the caller's to fill. */
+/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work, durable, strict,
+ * idmapped and redirects are the caller's to fill. */
 int ufs_table_init(struct ufs_table *table);
 void ufs_table_free(struct ufs_table *table);
 

@@ -29,6 +29,7 @@ class Table:
         xattrs: bool,
         syncs: bool,
         idmapped: bool,
+        redirects: bool,
         timeout: float,
     ) -> None: ...
     def lock(self) -> None: ...

@@ -134,6 +134,7 @@ class TableInodes(Inodes):
             xattrs=not (options.noxattrs or options.noacl),
             syncs=options.syncs,
             idmapped=stack.idmapped,
+            redirects=stack.redirects,
             timeout=terms.timeout,
         )
         self.root = self._keep(ROOT_ID, root)

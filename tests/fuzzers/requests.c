@@ -501,6 +501,7 @@ static void make_session(uint8_t options)
     table->has_upper = has_upper;
     table->work = has_upper ? work_fd : -1;
     table->durable = options & 2;
+    table->redirects = options & 32;
     strcpy(table->prefix, "trusted.overlay.");
     root = ufs_new_node(table, DT_DIR);
     root->flags = has_upper ? UFS_UPPER : 0;
