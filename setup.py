@@ -60,6 +60,7 @@ setup(
             "ufs_serve.c",
             "ufs_table.c",
             "ufs_turn.c",
+            "ufs_wait.c",
         ),
     ],
 )

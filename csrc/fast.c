@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -583,10 +584,13 @@ static PyObject *table_start(Table *self, PyObject *args)
 {
     const char *init;
     Py_ssize_t size;
-    int pair[2];
+    int pair[2], flags;
 
     if (!PyArg_ParseTuple(args, "iz#:start", &self->session.device, &init, &size))
         return NULL;
+    flags = fcntl(self->session.device, F_GETFL);
+    if (flags == -1 || fcntl(self->session.device, F_SETFL, flags | O_NONBLOCK) == -1)
+        return PyErr_SetFromErrno(PyExc_OSError);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == -1)
         return PyErr_SetFromErrno(PyExc_OSError);
     self->session.socket = pair[0];

@@ -272,8 +272,8 @@ int ufs_serve(struct ufs_session *session)
         if (!leads)
             pthread_mutex_lock(&session->leading);
         leads = true;
-        length = read(session->device, desk.request, UFS_REQUEST_SIZE);
-        if (length == -1 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
+        length = ufs_wait(&session->wait, session->device, desk.request, UFS_REQUEST_SIZE);
+        if (length == -1 && (errno == EINTR || errno == ENOENT))
             continue;
         if (length < (ssize_t)sizeof(struct fuse_in_header))
             break;

@@ -3,6 +3,7 @@
 #define UFS_SERVE_H
 
 #include "ufs_find.h"
+#include "ufs_wait.h"
 
 /* The errno of a reply that says: what was in the way is done, answer the request yourself. */
 enum { UFS_REDO = 530 };
@@ -12,12 +13,13 @@ struct ufs_pending;
 struct ufs_session {
     struct ufs_table table;
     struct ufs_asked asked;
-    int device; /* /dev/fuse; not ours to close */
+    int device; /* /dev/fuse, with O_NONBLOCK; not ours to close */
     int socket; /* to pyfuse3; open as long as the threads may use it: to the process' end */
     bool passthrough, writeback, xattrs, syncs;
     uint64_t seconds; /* that the kernel may keep what it is told */
     uint32_t nanoseconds;
     pthread_mutex_t leading; /* held by the one thread that waits for the kernel's requests */
+    struct ufs_wait wait;    /* its */
     pthread_mutex_t pending_lock;
     struct ufs_pending *pending; /* forwarded requests that may come back */
 };

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from unionfs import mount_api
@@ -16,6 +17,8 @@ from unionfs.options import MountOptions
 from unionfs.overlayfs import SOURCE, MountError, attributes
 
 _DEVICE: Final = "/dev/fuse"
+_READ_AHEAD: Final = 1024
+"""KiB: the data of one request."""
 _SECURITY: Final = ("context", "fscontext", "defcontext", "rootcontext")
 
 _REMEDIES: Final = {
@@ -54,6 +57,16 @@ def mount(target: str, options: MountOptions) -> int:
         message = f"FUSE: cannot mount: {error.strerror}"
         raise MountError(error.errno, message, target) from error
     return device
+
+
+def read_ahead(number: int) -> None:
+    """Have the kernel ask for more than its 128 KiB at once of what is read on, if we may say so.
+
+    number: the st_dev of a mount whose INIT was answered: that answer could only say less.
+    """
+    place = f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb"
+    with suppress(OSError), open(place, "w", encoding="ascii") as setting:
+        setting.write(str(_READ_AHEAD))
 
 
 def _parameters(device: int, target: str, options: MountOptions) -> list[str]:

@@ -190,9 +190,11 @@ def _mount(
     mount = device.mount(target, stack.options)
     held.callback(os.close, mount)
     request = agree(mount, terms)
+    number = _number(target)
+    device.read_ahead(number)
     if stack.options.auto_unmount:
         _watch(target, streams)
-    return Mounted(stack, target, _number(target), terms, inodes, mount, request)
+    return Mounted(stack, target, number, terms, inodes, mount, request)
 
 
 def _number(target: str) -> int:

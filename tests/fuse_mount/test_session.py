@@ -252,6 +252,30 @@ def test_a_use_that_goes_on_keeps_the_process(union: Union) -> None:
     assert union.complaints() == []
 
 
+def test_an_idle_program_sleeps(union: Union) -> None:
+    """It looks out for requests only while they follow each other."""
+    pidfd = union.mount()
+    (pid,) = union.processes()
+    deadline = time.monotonic() + _PATIENCE
+    while ": mounted" not in union.log.read_text():  # until then it imports beside answering
+        assert time.monotonic() < deadline
+    for number in range(1000):
+        assert not (union.target / f"absent-{number}").exists()
+    while not _sleeps(pid):
+        assert time.monotonic() < deadline, "the process goes on looking out"
+    mount_api.umount(str(union.target), lazy=False)
+    _await_end(pidfd)
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether no thread of a process wants a processor."""
+    states = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            states.append(path.read_text().rpartition(")")[2].split()[0])
+    return set(states) == {"S"}
+
+
 def test_auto_unmount(union: Union) -> None:
     """After the process was killed its mount is gone, and nothing else."""
     with _foreground(union, options=f"{union.options},auto_unmount") as child:
