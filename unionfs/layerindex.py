@@ -9,8 +9,10 @@ An index is built when a stack is first read by us, or by `build`, and replaced 
 that any number of processes may do so at once. It is used if it was made for this directory: the
 same filesystem (its UUID, where the kernel tells that, else the device's number), inode number and
 change time (st_ctime), which a name made or removed in the layer's root renews, and a copy or an
-unpacking elsewhere too. A change further down is not noticed. An index that is damaged, by its
-checksum, or that others than root and ourselves may write, is not used, but built anew.
+unpacking elsewhere too; and in a user namespace of these owners. A change further down is not
+noticed, nor that another mount shows other owners: a layer there must be given no index. One that
+is damaged, by its checksum, or that others than root and ourselves may write, is not used, but
+built anew.
 
 Access times are those from when it was built. Cost: one read of the layer, about 110 bytes a name
 on disk, and a checksum of these when the stack is made.
@@ -24,6 +26,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import functools
 import mmap
 import os
 import stat
@@ -35,10 +38,11 @@ from typing import Final, final
 from unionfs import markers, system
 
 _MAGIC: Final = b"ufsindex"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MAPPED_MIN: Final = 1 << 18  # bytes: 2,400 names
 _HEADER: Final = struct.Struct("<8sII")  # magic, version, checksum of what follows
-_IDENTITY: Final = struct.Struct("<16sQQq8s")  # UUID, device, root's inode, its ctime, prefix
+_IDENTITY: Final = struct.Struct("<16sQQq4sI")
+# UUID, device, root's inode, its ctime, start of the prefix, checksum of the owners' mapping
 _COUNTS: Final = struct.Struct("<IIQ")  # directories, entries, bytes of strings
 _DIRECTORY: Final = struct.Struct("<IIIIII")  # path, first entry, entries, marks, redirect, 0
 _ENTRY: Final = struct.Struct("<QQqqqqqIIIIIIII")
@@ -175,14 +179,24 @@ def _identity(root_fd: int, prefix: str) -> bytes:
     uuid = system.filesystem_uuid(root_fd)
     # Without a major number it may be one of btrfs' subvolumes, which have one uuid together.
     device = 0 if uuid and os.major(status.st_dev) else status.st_dev
-    kept = prefix.encode()[:8]
-    return _IDENTITY.pack(uuid or b"", device, status.st_ino, status.st_ctime_ns, kept)
+    kept = prefix.encode()[:4], _owners(os.stat("/proc/self/ns/user").st_ino)
+    return _IDENTITY.pack(uuid or b"", device, status.st_ino, status.st_ctime_ns, *kept)
+
+
+@functools.cache
+def _owners(namespace: int) -> int:
+    """What tells a user namespace, ours, from others that show files under other owners."""
+    checksum = 0
+    for name in ("uid", "gid"):
+        with open(f"/proc/self/{name}_map", "rb") as file:
+            checksum = zlib.crc32(file.read(), checksum)
+    return checksum
 
 
 def _file(folder: str, identity: bytes) -> str:
-    uuid, device, inode, _, prefix = _IDENTITY.unpack(identity)
+    uuid, device, inode, _, prefix, owners = _IDENTITY.unpack(identity)
     filesystem = uuid.hex() if not device else f"{device:x}"
-    return os.path.join(folder, f"{filesystem}-{inode:x}-{prefix[:1].decode()}")
+    return os.path.join(folder, f"{filesystem}-{inode:x}-{prefix[:1].decode()}{owners:08x}")
 
 
 def _opened(folder: str, root_fd: int, prefix: str) -> LayerIndex | None:

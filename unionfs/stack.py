@@ -157,6 +157,8 @@ class LayerStack:
         with self.lock:
             if folder is None or self._indexed or self.options.xattr_permissions:
                 return
+            if self.idmapped:  # the owners in an index are those of another mount
+                return
             self._indexed = True
             self.lower = tuple(_indexed(layer, folder, self.prefix) for layer in self.lower)
             self.layers = (*([self.upper] if self.upper else []), *self.lower)

@@ -33,7 +33,7 @@ from tests.tree import (
     snapshot,
     symlink,
 )
-from unionfs import mount_api
+from unionfs import LayerStack, MountOptions, UnionFS, mount_api
 
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442
 _CLONE, _EMPTY_PATH, _IDMAP = 1, 0x1000, 0x100000
@@ -191,6 +191,22 @@ def _tell(door: str, folder: Path) -> dict[str, object]:
         for status in [os.lstat(f"{layers.upper}/{path}")]
     }
     return told
+
+
+@machine_only(NO_IDMAPPING)
+def test_an_index_of_other_owners_is_not_used(tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    build(str(layer), LOWER)
+    options = MountOptions(layer_index=f"{tmp_path}/indexes")
+
+    def owner() -> int:
+        with LayerStack([layer], options=options) as stack:
+            return UnionFS(stack).lstat("theirs").st_uid
+
+    assert owner() == 1000
+    with _idmapped(str(layer)):
+        assert owner() == 101000
+    assert owner() == 1000
 
 
 @machine_only(NO_IDMAPPING)

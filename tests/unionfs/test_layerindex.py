@@ -171,6 +171,33 @@ def test_a_layer_of_other_contents_gets_another_index(folder: Path) -> None:
     assert _seen(folder) == _seen(folder, indexed=False)
 
 
+_OWNERS = """
+import sys
+from unionfs import LayerStack, MountOptions, UnionFS
+options = MountOptions(layer_index=sys.argv[2] or None, userxattr=True)
+with LayerStack([sys.argv[1]], options=options) as stack:
+    status = UnionFS(stack).lstat("theirs")
+    print([layer.known is not None for layer in stack.lower], status.st_uid, status.st_gid)
+"""
+
+
+@machine_only("it needs another user namespace beside the machine's")
+def test_an_index_is_of_one_user_namespace(folder: Path) -> None:
+    """In which the same files have other owners."""
+
+    def owners(indexes: str, *within: str) -> str:
+        command = [*within, sys.executable, "-c", _OWNERS, f"{folder}/layer", indexes]
+        return subprocess.check_output(command, text=True)
+
+    build(f"{folder}/layer", {"theirs": file(uid=7, gid=8)})
+    inside = ("unshare", "--user", "--map-root-user")
+    indexes = f"{folder}/indexes"
+    assert owners(indexes) == "[True] 7 8\n"
+    assert owners("", *inside) == "[False] 65534 65534\n"
+    assert owners(indexes, *inside) == "[True] 65534 65534\n"
+    assert owners(indexes) == "[True] 7 8\n"
+
+
 def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
 
