@@ -12,7 +12,7 @@ import stat
 from typing import Final
 
 from unionfs import fileattr, markers, override, system
-from unionfs.copyup import copy_up, is_in_upper, writable
+from unionfs.copyup import copy_up, writable
 from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
 
@@ -62,7 +62,8 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_permitted(node, name)
-    copy_up(stack, node, data=False)
+    if not node.upper:  # another name of it may be there: that does (ovl_xattr_set)
+        copy_up(stack, node, data=False)
     place = top(stack, node)
     on_disk = markers.on_disk(stack.prefix, name)
     system.set_xattr(place.layer.fd, place.path, on_disk, value, flags)
@@ -77,7 +78,7 @@ def remove(stack: LayerStack, node: Node, name: str) -> None:
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_permitted(node, name)
-    if not is_in_upper(stack, node, data=False):
+    if not node.upper:
         get(stack, node, name)
         copy_up(stack, node, data=False)
     place = top(stack, node)

@@ -48,6 +48,12 @@ _STORIES: dict[str, tuple[Step, ...]] = {
         do("truncate", "b", 9),
         *_look("a", "b", "d/c"),
     ),
+    "attribute-by-another-name": (
+        do("setxattr", "a", "user.z", b"1"),
+        do("setxattr", "b", "user.z", b"2"),
+        do("removexattr", "d/c", "user.z"),
+        *_look("a", "b", "d/c"),
+    ),
     "truncated-by-open": (
         do("touch", "b", os.O_WRONLY | os.O_TRUNC),
         *_look("a", "b", "d/c"),
