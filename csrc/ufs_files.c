@@ -121,22 +121,43 @@ static bool may_be_idle(const struct ufs_session *session, const struct ufs_node
            && !(node->flags & (UFS_UPPER | UFS_BUSY)) && !(node->open && node->open->backing);
 }
 
-/* Give the kernel the data of a small file that is opened for the first time, if that is at hand:
- * it is spared a request for it. */
+/* The data of a small lower file, into the room after the reply: its length, 0 where the kernel shall
+ * ask for it. Lets go of the lock while it waits for a disk. */
+static ssize_t small_data(struct ufs_turn *turn, const struct ufs_node *node, int fd)
+{
+    struct iovec part = { turn->reply + turn->length, UFS_GIVEN_MAX + 1 };
+    ssize_t length = preadv2(fd, &part, 1, 0, RWF_NOWAIT);
+    struct stat status;
+
+    if (length == -1 && errno == EAGAIN && !fstat(fd, &status)
+        && status.st_size <= UFS_GIVEN_MAX) {
+        ufs_step_aside(turn);
+        pthread_mutex_unlock(&turn->table->lock);
+        length = pread(fd, part.iov_base, part.iov_len, 0);
+        pthread_mutex_lock(&turn->table->lock);
+        /* Others may write it by now, or the kernel wait for a page that it asked us for, while we
+         * would wait for that page. */
+        if (node->flags & (UFS_UPPER | UFS_BUSY) || node->open->idle > 1)
+            return 0;
+    }
+    return length > UFS_GIVEN_MAX || length < 0 ? 0 : length;
+}
+
+/* Give the kernel the data of a small file that is opened for the first time: it is spared a request
+ * for it. */
 static void give_data(struct ufs_turn *turn, struct ufs_node *node)
 {
     struct {
         struct fuse_out_header head;
         struct fuse_notify_store_out body;
     } note = { .head.error = FUSE_NOTIFY_STORE, .body.nodeid = node->id };
-    char *data = turn->reply + turn->length;
-    struct iovec part = { data, UFS_GIVEN_MAX + 1 };
-    struct iovec parts[] = { { &note, sizeof note }, { data, 0 } };
+    struct iovec parts[] = { { &note, sizeof note }, { turn->reply + turn->length, 0 } };
     int fd = ufs_wake_idle(turn->table, node);
-    ssize_t length = fd == -1 ? -1 : preadv2(fd, &part, 1, 0, RWF_NOWAIT);
+    ssize_t length;
 
     node->flags |= UFS_GIVEN;
-    if (length <= 0 || length > UFS_GIVEN_MAX)
+    length = fd == -1 ? 0 : small_data(turn, node, fd);
+    if (!length)
         return;
     note.head.len = (uint32_t)(sizeof note + (size_t)length);
     note.body.size = (uint32_t)length;

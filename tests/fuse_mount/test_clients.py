@@ -77,6 +77,38 @@ def test_many_clients(union: Path) -> None:
         assert (shared / str(number)).read_bytes() == b"lower++++"
 
 
+def test_files_that_the_disk_has_yet_to_bring(layers: Layers) -> None:
+    """Opened by many for the first time while they are changed: nobody waits for ever, and what is
+    read in the end is what was written."""
+    names = [f"file-{number}" for number in range(400)]
+    for name in names:
+        path = Path(layers.lower[0], name)
+        path.write_bytes(b"lower" * 1000)
+        with path.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with fuse(layers):
+        union = Path(layers.target)
+
+        def read(_: int) -> None:
+            for name in names:
+                assert (union / name).read_bytes() in (b"lower" * 1000, b"upper" * 1000)
+
+        def write() -> None:
+            for name in names[::-3]:
+                with open(union / name, "r+b") as opened:
+                    opened.write(b"upper" * 1000)
+
+        with ThreadPoolExecutor(_CLIENTS) as clients:
+            written = clients.submit(write)
+            list(clients.map(read, range(_CLIENTS // 4)))
+            written.result()
+        for number, name in enumerate(reversed(names)):
+            word = b"lower" if number % 3 else b"upper"
+            assert (union / name).read_bytes() == word * 1000
+    assert layers.complaints() == []
+
+
 Opener = Callable[..., int]
 """Opens a name in the directory; "" is the directory itself."""
 
