@@ -151,6 +151,32 @@ static unsigned refused(const struct ufs_session *session, const struct fuse_set
     return touched || appended ? FS_IMMUTABLE_FL : UFS_GUARDS;
 }
 
+/* A chown(2) to nobody else, which takes set-id bits off; or the kernel wants them off before a write
+ * that it passes through (fuse_setattr with FUSE_HANDLE_KILLPRIV_V2 leaves nothing else of that). */
+static int change_nothing(struct ufs_turn *turn, struct ufs_node *node)
+{
+    char buffer[UFS_PATH_SIZE], *path = "";
+    int fd, failed;
+
+    if (ufs_is_removed(node)) {
+        if (!node->open || node->open->first == -1)
+            return -ESTALE;
+        fd = node->open->first;
+        if (turn->table->files[fd].lower)
+            return UFS_FORWARD;
+    } else {
+        failed = ufs_refuse(turn, node, UFS_GUARDS);
+        if (!failed)
+            failed = ufs_copy_up(turn, node, UINT64_MAX);
+        if (failed)
+            return failed;
+        path = ufs_locate(turn->table, node, &fd, buffer);
+    }
+    if (!path || fchownat(fd, path, (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    return ufs_tell_attributes(turn, node);
+}
+
 int ufs_on_setattr(struct ufs_turn *turn)
 {
     const struct fuse_setattr_in *in = turn->argument;
@@ -162,7 +188,7 @@ int ufs_on_setattr(struct ufs_turn *turn)
         return failed;
     if (!(in->valid
           & (FATTR_SIZE | FATTR_UID | FATTR_GID | FATTR_MODE | FATTR_ATIME | FATTR_MTIME)))
-        return ufs_tell_attributes(turn, node); /* a change time alone, which the layer keeps */
+        return change_nothing(turn, node);
     if (ufs_is_removed(node)) /* nobody has it: times that the kernel kept for its last write */
         return node->open ? UFS_FORWARD : -ESTALE;
     failed = ufs_refuse(turn, node, refused(turn->session, in));

@@ -615,8 +615,6 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         changed = self.inodes[inode]
-        if _only_ctime(fields):
-            return self._attributes(changed)  # the layer keeps that by itself
         copyup.writable(self._stack)
         size = attr.st_size if fields.update_size else None
         if not self._is_removed(changed):
@@ -655,7 +653,7 @@ class Operations(pyfuse3.Operations):
         node = inode.node
         if fields.update_size:
             changes.truncate(self._stack, node, attr.st_size)
-        if fields.update_uid or fields.update_gid:
+        if _is_chown(fields):
             with self._giving():
                 changes.chown(self._stack, node, *self._owner(attr, fields))
         if fields.update_mode:
@@ -676,7 +674,7 @@ class Operations(pyfuse3.Operations):
             status = self._open_status(file)
             override.change(file.fd, "", self._owners, status, uid=uid, gid=gid, mode=mode)
             mode = None
-        elif (uid, gid) != (-1, -1):
+        elif _is_chown(fields):
             with self._giving():
                 os.chown(path, uid, gid)
         if mode is not None:
@@ -914,16 +912,18 @@ class Operations(pyfuse3.Operations):
             os.close(fd)
 
 
-def _only_ctime(fields: SetattrFields) -> bool:
-    """Whether the kernel tells of a change time alone, as it does with its writeback cache."""
-    return fields.update_ctime and not any(
-        (
-            fields.update_size,
-            fields.update_mode,
-            fields.update_uid,
-            fields.update_gid,
-            fields.update_atime,
-            fields.update_mtime,
+def _is_chown(fields: SetattrFields) -> bool:
+    """Whether chown(2) was called, perhaps for nobody else, which takes set-id bits off."""
+    return (
+        fields.update_uid
+        or fields.update_gid
+        or not any(
+            (
+                fields.update_size,
+                fields.update_mode,
+                fields.update_atime,
+                fields.update_mtime,
+            )
         )
     )
 

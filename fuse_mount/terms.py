@@ -86,14 +86,14 @@ class Terms:
     def flags(self) -> int:
         """Those of INIT.
 
-        With passthrough, pages of layers' files are not kept twice. Without, set-id bits are for
-        the fast path to drop, so that the kernel does not ask for capabilities before each write;
-        but of writes that are passed through we would not hear. pyfuse3 has no plain readdir.
+        With passthrough, pages of layers' files are not kept twice. Set-id bits are for the fast
+        path to drop, so that the kernel does not ask for capabilities before each write. pyfuse3
+        has no plain readdir.
         """
         found = _LIBFUSES | _OURS
         found |= _POSIX_ACL * self.acl | _WRITEBACK_CACHE * self.writeback
         found |= _PASSTHROUGH * self.passthrough | _READDIRPLUS_AUTO * self.fast
-        return found | _HANDLE_KILLPRIV_V2 * (self.fast and not self.passthrough)
+        return found | _HANDLE_KILLPRIV_V2 * self.fast
 
 
 def agree(device: int, terms: Terms) -> bytes | None:

@@ -6,6 +6,7 @@ from tests.conformance.play import Scenario, do
 from tests.tree import Tree, acl, directory, file
 
 _USER = 1000
+_CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # net_bind_service
 _LAYER: Tree = {
     "own": file(b"mine", 0o644, _USER, _USER),
     "setid": file(b"mine", 0o6777, _USER, _USER),
@@ -67,6 +68,52 @@ _STORIES = {
         do("lstat", "setid"),
         do("write", "setgid-only", b"new", 0, user=_USER),
         do("lstat", "setgid-only"),
+    ),
+    "set-id-of-a-file-held-open": (
+        do("open", "w", "own", os.O_RDWR, user=_USER),
+        do("fwrite", "w", b"one", 0, user=_USER),
+        do("chmod", "own", 0o6755),
+        do("fwrite", "w", b"two", 0),
+        do("fstat", "w"),
+        do("fwrite", "w", b"three", 0, user=_USER),
+        do("fstat", "w"),
+        do("chmod", "own", 0o6755),
+        do("fallocate", "w", 0, 10, user=_USER),
+        do("fstat", "w"),
+        do("chmod", "own", 0o2745),
+        do("fwrite", "w", b"four", 0, user=_USER),
+        do("lstat", "own"),
+        do("chmod", "own", 0o6755),
+        do("unlink", "own"),
+        do("fwrite", "w", b"five", 0, user=_USER),
+        do("fstat", "w"),
+    ),
+    "set-id-of-a-file-copied-to": (
+        do("open", "r", "root", os.O_RDONLY, user=_USER),
+        do("open", "w", "own", os.O_RDWR, user=_USER),
+        do("fwrite", "w", b"one", 0, user=_USER),
+        do("chmod", "own", 0o6755),
+        do("copy_range", "r", "w", 4, user=_USER),
+        do("fstat", "w"),
+    ),
+    "capabilities-of-a-file-held-open": (
+        do("open", "w", "own", os.O_RDWR, user=_USER),
+        do("fwrite", "w", b"one", 0, user=_USER),
+        do("setxattr", "own", "security.capability", _CAPABILITY),
+        do("fwrite", "w", b"two", 0, user=_USER),
+        do("listxattr", "own"),
+        do("setxattr", "own", "security.capability", _CAPABILITY),
+        do("fwrite", "w", b"two", 0),
+        do("listxattr", "own"),
+    ),
+    "chown-to-nobody-else": (
+        do("chown", "own", -1, -1, user=_USER),
+        do("chown", "setid", -1, -1),
+        do("lstat", "setid"),
+        do("chown", "setgid-only", -1, -1, user=_USER),
+        do("lstat", "setgid-only"),
+        do("chown", "root", -1, -1, user=_USER),
+        do("chown", "home", -1, -1),
     ),
     "truncate-clears-set-id": (
         do("truncate", "setid", 1, user=_USER),
