@@ -116,9 +116,10 @@ static int read_filesystems(Table *self, PyObject *filesystems)
 static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
-                             "work", "durable", "strict", "passthrough", "writeback", "xattrs",
-                             "syncs", "idmapped", "redirects", "timeout", NULL };
-    int has_upper, work, durable, strict, passthrough, writeback, xattrs, syncs, idmapped, redirects;
+                             "work", "durable", "ordered", "strict", "passthrough", "writeback",
+                             "xattrs", "syncs", "idmapped", "redirects", "timeout", NULL };
+    int has_upper, work, durable, ordered, strict, passthrough, writeback, xattrs, syncs, idmapped,
+        redirects;
     PyObject *layers, *filesystems, *ask, *copy_up;
     struct ufs_session *session;
     const char *prefix;
@@ -128,10 +129,10 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppppppd:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
-                                     &copy_up, &has_upper, &work, &durable, &strict,
-                                     &passthrough, &writeback, &xattrs, &syncs, &idmapped,
+                                     &copy_up, &has_upper, &work, &durable, &ordered,
+                                     &strict, &passthrough, &writeback, &xattrs, &syncs, &idmapped,
                                      &redirects, &timeout)
         || read_layers(self, layers) || read_filesystems(self, filesystems)) {
         Py_DECREF(self);
@@ -147,6 +148,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->table.has_upper = has_upper;
     session->table.work = work;
     session->table.durable = durable;
+    session->table.ordered = ordered;
     session->table.strict = strict;
     session->table.idmapped = idmapped;
     session->table.redirects = redirects;

@@ -122,6 +122,17 @@ static int copy_attributes(const struct ufs_table *table, const struct ufs_copy 
     return set_origin(table, from, copy);
 }
 
+/* As copyup._sync. */
+static int sync_copy(const struct ufs_table *table, int copy)
+{
+    if (!table->durable)
+        return 0;
+    if (!table->ordered || table->strict)
+        return fsync(copy);
+    return sync_file_range(copy, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE
+                                           | SYNC_FILE_RANGE_WAIT_AFTER);
+}
+
 static void discard(const struct ufs_table *table, const struct ufs_copy *copy)
 {
     unlinkat(table->work, copy->draft, S_ISDIR(copy->status.st_mode) ? AT_REMOVEDIR : 0);
@@ -149,7 +160,7 @@ int ufs_build_copy(const struct ufs_table *table, const struct ufs_copy *from, u
         failed = copy_attributes(table, from, copy, buffer);
     if (!failed && source != -1)
         failed = ufs_copy_flags(table, source, copy);
-    if (!failed && table->durable && (!directory || table->strict) && fsync(copy))
+    if (!failed && (!directory || table->strict) && sync_copy(table, copy))
         failed = -errno;
     if (source != -1)
         close(source);

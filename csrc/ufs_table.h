@@ -117,7 +117,8 @@ struct ufs_table {
     int work;       /* the work directory's descriptor; -1 where nothing may be written */
     uint64_t drafts;  /* made in it */
     bool durable;     /* copies of files are synced */
-    bool strict;      /* and those of directories too */
+    bool ordered;     /* for which it is enough that their data is written (unionfs/journal.py) */
+    bool strict;      /* those of directories are synced too, and all by fsync(2) */
     bool idmapped;    /* a layer lies on an idmapped mount */
     bool redirects;   /* a directory that lower layers hold is renamed by a redirect */
     pthread_cond_t copied; /* a node is UFS_COPYING no more */
@@ -135,7 +136,7 @@ struct ufs_table {
     uint64_t next_id;
 };
 
-/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work, durable, strict,
+/* 0, or -1 with errno. The layers, filesystems, prefix, has_upper, work, durable, ordered, strict,
  * idmapped and redirects are the caller's to fill. */
 int ufs_table_init(struct ufs_table *table);
 void ufs_table_free(struct ufs_table *table);

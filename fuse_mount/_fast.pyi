@@ -23,6 +23,7 @@ class Table:
         has_upper: bool,
         work: int,
         durable: bool,
+        ordered: bool,
         strict: bool,
         passthrough: bool,
         writeback: bool,

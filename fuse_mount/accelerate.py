@@ -128,6 +128,7 @@ class TableInodes(Inodes):
             has_upper=stack.upper is not None,
             work=stack.claim().fd if stack.claimed else -1,
             durable=not options.volatile,
+            ordered=stack.claimed and stack.claim().ordered,
             strict=options.strict,
             passthrough=terms.passthrough,
             writeback=terms.writeback,

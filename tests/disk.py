@@ -186,6 +186,7 @@ def write_log(folder: Path) -> None:
 _MAKE = {
     "ext4": ("64M", ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0", "-J", "size=4"]),
     "xfs": ("300M", ["mkfs.xfs", "-q"]),
+    "xfs without reflinks": ("300M", ["mkfs.xfs", "-q", "-m", "reflink=0"]),
     "btrfs": ("128M", ["mkfs.btrfs", "-q", "--mixed"]),
 }
 

@@ -56,6 +56,7 @@ _CANNOT_COPY_RANGE: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPN
 _COPY_CHUNK: Final = 1 << 20
 _WRITTEN_CHUNK: Final = 16 << 20  # is written to disk while the next one is copied
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WAIT: Final = 1 | 4  # before and after
 
 _AT_FDCWD: Final = -100
 _AT_EACCESS: Final = 0x200
@@ -538,6 +539,12 @@ def filesystem_uuid(root_fd: int) -> bytes | None:
         return None
     finally:
         os.close(fd)
+
+
+def write_out(fd: int) -> None:
+    """Have all data of a file written, without what tells where it lies: sync_file_range(2)."""
+    everything = ctypes.c_int64(0), ctypes.c_int64(0)
+    _call("sync_file_range", fd, *everything, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT)
 
 
 def sync_filesystem(fd: int) -> None:

@@ -2,7 +2,7 @@
 
 The copy is built in the work directory, with everything that a lower file has (data with its
 holes, owner, mode, times, extended attributes, access control lists) and a mark of its origin;
-then it is synced, and one rename shows it. A crash leaves the old view or the new one, and
+then it is written to disk, and one rename shows it. A crash leaves the old view or the new one, and
 leftovers only in work. Parents come first.
 
 Rules: fs/overlayfs/copy_up.c. Cost: the data once (nothing where the filesystem can share it),
@@ -130,9 +130,8 @@ def build(stack: LayerStack, node: Node, size: int | None = None, *, data: bool 
         if kind == stat.S_IFDIR or status.st_nlink == 1 or indexed:
             mark = stack.numbers.handle_mark(source.layer.fd, source.path)
             _mark(workdir.fd, draft, stack.prefix + markers.ORIGIN, mark)
-        strict = kind == stat.S_IFDIR and stack.options.strict
-        if (kind == stat.S_IFREG or strict) and _syncs(stack):
-            _sync(workdir.fd, draft)
+        if kind == stat.S_IFREG or (kind == stat.S_IFDIR and stack.options.strict):
+            _sync_draft(stack, draft)
     return draft
 
 
@@ -179,20 +178,29 @@ def fill(stack: LayerStack, node: Node, size: int | None = None) -> None:
             _copy_data(resolve.data(stack, node), fd, length, None, synced=_syncs(stack))
         if capabilities is not None:
             system.set_xattr(fd, "", _CAPABILITIES, capabilities)
-        if _syncs(stack):
-            os.fsync(fd)
+        _sync(stack, fd)
         system.remove_xattr(fd, "", stack.prefix + markers.METACOPY)
     finally:
         os.close(fd)
     node.data, node.lower, node.redirect = None, (), None
 
 
-def _sync(work_fd: int, draft: str) -> None:
-    fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=work_fd)
+def _sync_draft(stack: LayerStack, draft: str) -> None:
+    fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=stack.claim().fd)
     try:
-        os.fsync(fd)
+        _sync(stack, fd)
     finally:
         os.close(fd)
+
+
+def _sync(stack: LayerStack, fd: int) -> None:
+    """Have a copy outlive a loss of power if what shows it does, unless nothing is to be synced."""
+    if not _syncs(stack):
+        return
+    if stack.claim().ordered and not stack.options.strict:
+        system.write_out(fd)
+    else:
+        os.fsync(fd)
 
 
 def copy_attributes(

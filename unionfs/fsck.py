@@ -28,7 +28,7 @@ from unionfs.inodes import file_id
 from unionfs.place import Layer, Place, join, lstat
 from unionfs.resolve import Node
 from unionfs.stack import LayerStack
-from unionfs.workdir import INCOMPATIBLE, hold
+from unionfs.workdir import INCOMPATIBLE, hold, mount_table
 
 Kind = Literal[
     "stray whiteout",
@@ -81,7 +81,7 @@ def check(stack: LayerStack, *, repair: bool = False) -> Iterator[Finding]:
     """
     with contextlib.ExitStack() as held:
         if stack.upper is not None and stack.work is not None:
-            hold(stack.work, stack.upper.path, held)
+            hold(stack.work, stack.upper.path, held, mount_table())
             yield from _check_work(stack.work, repair)
             yield from _check_index(stack, repair)
         for layer in stack.layers:

@@ -163,9 +163,9 @@ class MountOptions:
     fsync: str = _option(
         _AUTO,
         _FSYNC,
-        "What is synced, beside what programs ask for: with `auto`, or `1`, each file that is "
-        "copied up; with `strict` each directory too. `volatile`: as that option. `0`: an fsync of "
-        "a file does nothing.",
+        "What is on disk before it is shown, beside what programs sync: with `auto`, or `1`, the "
+        "data of each file that is copied up; with `strict` files and directories are synced. "
+        "`volatile`: as that option. `0`: an fsync of a file does nothing.",
         not_kernel="0",
     )
     volatile: bool = _option(

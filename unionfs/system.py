@@ -42,6 +42,7 @@ from unionfs._pure import (
     stat_handle,
     sync_filesystem,
     write_error,
+    write_out,
     write_sparsely,
 )
 
@@ -79,6 +80,7 @@ __all__ = [
     "stat_handle",
     "sync_filesystem",
     "write_error",
+    "write_out",
     "write_sparsely",
 ]
 

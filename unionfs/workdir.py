@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, final
 
-from unionfs import markers, system
+from unionfs import journal, markers, system
 
 MEMBERS: Final = frozenset({"work", "index"})
 """What an overlay mount leaves in a work directory."""
@@ -32,7 +32,8 @@ _VOLATILE: Final = f"{INCOMPATIBLE}/volatile"
 class WorkDir:
     """An upper that is ours to write, until `close`.
 
-    fd: the directory `work/` in the work directory, empty at first.
+    fd: the directory `work/` in the work directory, empty at first. ordered: whether what is
+    written there outlives a loss of power if a later rename out of it does (`journal`).
     """
 
     def __init__(self, work: str, upper: str, prefix: str, *, volatile: bool = False) -> None:
@@ -48,7 +49,8 @@ class WorkDir:
         self._path = work
         self._held = contextlib.ExitStack()
         with contextlib.ExitStack() as held:
-            hold(work, upper, held)
+            mounts = mount_table()
+            hold(work, upper, held, mounts)
             parent = _opened(work, held)
             with contextlib.suppress(FileNotFoundError):
                 os.chmod("work", 0o700, dir_fd=parent)  # the kernel leaves it closed
@@ -61,6 +63,7 @@ class WorkDir:
             except OSError:
                 os.rmdir("work", dir_fd=parent)
                 raise
+            self.ordered = journal.keeps_order(self.fd, mounts)
             if volatile:
                 os.makedirs(os.path.join(work, _VOLATILE), 0o700)
                 os.close(os.open(os.path.join(work, _VOLATILE, "dirty"), os.O_CREAT, 0))
@@ -114,12 +117,14 @@ class WorkDir:
         self.fd = -1
 
 
-def hold(work: str, upper: str, held: contextlib.ExitStack) -> None:
+def hold(work: str, upper: str, held: contextlib.ExitStack, mounts: list[str]) -> None:
     """Keep every union, of the kernel's and of our kind, from using either until held is closed.
+
+    mounts: the `mount_table`.
 
     Raises OSError EBUSY where one does.
     """
-    mounted = _directories_of_the_kernel()
+    mounted = _directories_of_the_kernel(mounts)
     for role, path in (("work", work), ("upper", upper)):
         try:
             fcntl.flock(_opened(path, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,10 +179,10 @@ def _check_marks(work_fd: int, prefix: str, upper: str) -> None:
         raise OSError(errno.EOPNOTSUPP, message, upper) from None
 
 
-def _directories_of_the_kernel() -> set[str]:
-    """The upper and work directories of the overlay mounts in this mount namespace."""
+def _directories_of_the_kernel(mounts: list[str]) -> set[str]:
+    """The upper and work directories of the overlay mounts among those."""
     found = set()
-    for line in mount_table():
+    for line in mounts:
         kind, _, parameters = line.partition(" - ")[2].split(" ", 2)
         if kind == "overlay":
             found.update(re.findall(r"(?:^|,)(?:upper|work)dir=((?:\\.|[^,])*)", parameters))
