@@ -93,11 +93,6 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         "with its writeback cache the kernel keeps the times of a file whose length stays",
     ),
     Known(
-        frozenset({"copy-up-by-chown-nothing"}),
-        _FUSE,
-        "the kernel tells of a change time alone, for which nothing is copied up",
-    ),
-    Known(
         frozenset({"open-unlinked-for-reading-lower"}),
         _FUSE,
         "FUSE counts down the links of a removed file, overlayfs not those of a lower one",

@@ -278,8 +278,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule(path=_PATHS, uid=_OWNERS, gid=_OWNERS, follow=st.booleans())
     def chown(self, path: str, uid: int, gid: int, follow: bool) -> None:
-        if uid == gid == -1:
-            return  # FUSE does not tell of it (copy-up-by-chown-nothing)
         self.both(do("chown", path, uid, gid, follow_symlinks=follow))
 
     @rule(path=_PATHS, seconds=st.integers(0, 3), follow=st.booleans())
