@@ -104,7 +104,7 @@ void ufs_drop_set_id(struct ufs_turn *turn, int fd)
     struct stat status;
     mode_t kept;
 
-    if (!turn->in->uid || fstat(fd, &status))
+    if (fstat(fd, &status))
         return;
     kept = status.st_mode & ~(mode_t)S_ISUID;
     if (status.st_mode & S_IXGRP)
@@ -243,7 +243,7 @@ int ufs_on_open(struct ufs_turn *turn)
     }
     if (fd == -1)
         return -errno;
-    if (flags & O_TRUNC)
+    if (in->open_flags & FUSE_OPEN_KILL_SUIDGID)
         ufs_drop_set_id(turn, fd);
     return ufs_tell_open(turn, node, fd, flags, lower);
 }
@@ -418,6 +418,13 @@ int ufs_on_lseek(struct ufs_turn *turn)
     return 0;
 }
 
+/* Kernels before 6.1 do not say that they want it (fuse_file_fallocate, without file_modified). */
+static void drop_set_id_untold(struct ufs_turn *turn, int fd)
+{
+    if (turn->in->uid)
+        ufs_drop_set_id(turn, fd);
+}
+
 int ufs_on_fallocate(struct ufs_turn *turn)
 {
     const struct fuse_fallocate_in *in = turn->argument;
@@ -427,7 +434,7 @@ int ufs_on_fallocate(struct ufs_turn *turn)
     ufs_step_aside(turn);
     if (fallocate((int)in->fh, (int)in->mode, (off_t)in->offset, (off_t)in->length))
         return -errno;
-    ufs_drop_set_id(turn, (int)in->fh);
+    drop_set_id_untold(turn, (int)in->fh);
     return 0;
 }
 
@@ -446,7 +453,7 @@ int ufs_on_copy_file_range(struct ufs_turn *turn)
     length = copy_file_range(fd, &from, (int)in->fh_out, &to, size, 0);
     if (length == -1)
         return -errno;
-    ufs_drop_set_id(turn, (int)in->fh_out);
+    drop_set_id_untold(turn, (int)in->fh_out);
     out->size = (uint32_t)length;
     return 0;
 }

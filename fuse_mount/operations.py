@@ -63,6 +63,7 @@ _FOR_LAYERS: Final = (
 )
 """The flags that concern a layer's file; the kernel has others of its own, as one for execve(2)."""
 _INVALID_ID: Final = 2**32 - 1
+_FSETID: Final = 4
 _ACL: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
@@ -785,17 +786,17 @@ class Operations(pyfuse3.Operations):
             await self._copy_up(opened, 0 if flags & os.O_TRUNC else None)
             self.inodes.hand_back()
         fd = self._opened(opened, flags)
-        if flags & os.O_TRUNC and ctx.uid:
-            self._drop_set_id(opened)
+        if flags & os.O_TRUNC:
+            self._drop_set_id(opened, ctx)
         return self._keep(opened, fd, flags)
 
-    def _drop_set_id(self, inode: Inode) -> None:
+    def _drop_set_id(self, inode: Inode, ctx: RequestContext) -> None:
         """As the kernel does by itself where a file is truncated by another call than open(2)."""
         mode = self._status(inode).st_mode
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
-        if kept != mode:
+        if kept != mode and not _may_keep_set_id(ctx.pid):
             changes.chmod(self._stack, inode.node, stat.S_IMODE(kept))
             self.inodes.invalidate(inode)
 
@@ -910,6 +911,14 @@ class Operations(pyfuse3.Operations):
             await self._apart(os.fsync, fd)
         finally:
             os.close(fd)
+
+
+def _may_keep_set_id(process: int) -> bool:
+    """Whether a process has CAP_FSETID; not, where nobody can tell."""
+    try:
+        return system.capable(_FSETID, process)
+    except OSError:
+        return False
 
 
 def _is_chown(fields: SetattrFields) -> bool:

@@ -552,16 +552,16 @@ def sync_filesystem(fd: int) -> None:
     _call("syncfs", fd)
 
 
-def capable(capability: int) -> bool:
-    """Whether this process has a capability, by its number, in the first user namespace."""
-    if os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
+def capable(capability: int, process: int | str = "self") -> bool:
+    """Whether a process has a capability, by its number, in the first user namespace."""
+    if os.stat(f"/proc/{process}/ns/user").st_ino != _INITIAL_USER_NAMESPACE:
         return False
-    return bool(capabilities("CapEff") >> capability & 1)
+    return bool(capabilities("CapEff", process) >> capability & 1)
 
 
-def capabilities(name: str) -> int:
-    """One of this process' sets of capabilities, a bit each; name: as proc_pid_status(5) has it."""
-    with open("/proc/self/status", encoding="ascii", errors="surrogateescape") as status:
+def capabilities(name: str, process: int | str = "self") -> int:
+    """One of a process' sets of capabilities, a bit each; name: as proc_pid_status(5) has it."""
+    with open(f"/proc/{process}/status", encoding="ascii", errors="surrogateescape") as status:
         fields = dict(line.split(":", 1) for line in status)
     return int(fields[name], 16)
 
