@@ -57,6 +57,7 @@ setup(
             "ufs_marks.c",
             "ufs_moves.c",
             "ufs_names.c",
+            "ufs_owners.c",
             "ufs_serve.c",
             "ufs_table.c",
             "ufs_turn.c",

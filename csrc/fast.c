@@ -113,14 +113,40 @@ static int read_filesystems(Table *self, PyObject *filesystems)
     return 0;
 }
 
+/* A pair: ranges of three numbers, and the one whom all are shown as, or None. */
+static int read_ids(struct ufs_ids *ids, PyObject *told)
+{
+    PyObject *ranges, *one;
+
+    if (!PyArg_ParseTuple(told, "O!O", &PyTuple_Type, &ranges, &one))
+        return -1;
+    ids->ranges = calloc((size_t)PyTuple_Size(ranges) + 1, sizeof *ids->ranges);
+    if (!ids->ranges) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; (Py_ssize_t)ids->count < PyTuple_Size(ranges); ids->count++) {
+        struct ufs_range *range = &ids->ranges[ids->count];
+
+        if (!PyArg_ParseTuple(PyTuple_GetItem(ranges, (Py_ssize_t)ids->count), "III", &range->disk,
+                              &range->inside, &range->count))
+            return -1;
+    }
+    ids->squashed = one != Py_None;
+    if (ids->squashed)
+        ids->one = (uint32_t)PyLong_AsUnsignedLong(one);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = { "layers", "filesystems", "prefix", "ask", "copy_up", "has_upper",
                              "work", "durable", "ordered", "strict", "passthrough", "writeback",
-                             "xattrs", "syncs", "idmapped", "redirects", "timeout", NULL };
+                             "xattrs", "syncs", "idmapped", "redirects", "static_nlink", "users",
+                             "groups", "timeout", NULL };
     int has_upper, work, durable, ordered, strict, passthrough, writeback, xattrs, syncs, idmapped,
-        redirects;
-    PyObject *layers, *filesystems, *ask, *copy_up;
+        redirects, static_nlink;
+    PyObject *layers, *filesystems, *ask, *copy_up, *users, *groups;
     struct ufs_session *session;
     const char *prefix;
     double timeout;
@@ -129,12 +155,14 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpipppppppppd:Table", names, &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppppppO!O!d:Table", names, &PyList_Type,
                                      &layers, &PyList_Type, &filesystems, &prefix, &ask,
                                      &copy_up, &has_upper, &work, &durable, &ordered,
                                      &strict, &passthrough, &writeback, &xattrs, &syncs, &idmapped,
-                                     &redirects, &timeout)
-        || read_layers(self, layers) || read_filesystems(self, filesystems)) {
+                                     &redirects, &static_nlink, &PyTuple_Type, &users,
+                                     &PyTuple_Type, &groups, &timeout)
+        || read_layers(self, layers) || read_filesystems(self, filesystems)
+        || read_ids(&session->users, users) || read_ids(&session->groups, groups)) {
         Py_DECREF(self);
         return NULL;
     }
@@ -156,6 +184,7 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     session->writeback = writeback;
     session->xattrs = xattrs;
     session->syncs = syncs;
+    session->static_nlink = static_nlink;
     session->seconds = (uint64_t)timeout;
     session->nanoseconds = (uint32_t)((timeout - (double)session->seconds) * 1e9);
     session->asked = (struct ufs_asked){ ask_python, copy_up_by_python, self };
@@ -172,6 +201,8 @@ static void table_dealloc(Table *self)
     for (size_t at = 0; self->indexes && at < self->session.table.layer_count; at++)
         PyBuffer_Release(&self->indexes[at]);
     free(self->indexes);
+    free(self->session.users.ranges);
+    free(self->session.groups.ranges);
     ufs_table_free(&self->session.table);
     if (self->ready) {
         pthread_mutex_destroy(&self->session.table.lock);

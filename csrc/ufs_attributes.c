@@ -123,6 +123,19 @@ static int set_times(const struct fuse_setattr_in *in, int fd, const char *path)
     return utimensat(fd, path, times, AT_SYMLINK_NOFOLLOW);
 }
 
+/* As Operations._giving: it may be refused where it would not be seen anyway. */
+static int set_owner(const struct ufs_turn *turn, const struct fuse_setattr_in *in, int fd,
+                     const char *path)
+{
+    const struct ufs_ids *users = &turn->session->users, *groups = &turn->session->groups;
+    uid_t uid = in->valid & FATTR_UID ? ufs_on_disk(users, in->uid) : (uid_t)-1;
+    gid_t gid = in->valid & FATTR_GID ? ufs_on_disk(groups, in->gid) : (gid_t)-1;
+
+    if (!fchownat(fd, path, uid, gid, AT_SYMLINK_NOFOLLOW))
+        return 0;
+    return (users->squashed || groups->squashed) && (errno == EPERM || errno == EINVAL) ? 0 : -1;
+}
+
 static int set_size(struct ufs_turn *turn, const struct fuse_setattr_in *in, int layer,
                     const char *path)
 {
@@ -201,9 +214,7 @@ int ufs_on_setattr(struct ufs_turn *turn)
         return -errno;
     if (in->valid & FATTR_SIZE && set_size(turn, in, fd, path))
         return -errno;
-    if (in->valid & (FATTR_UID | FATTR_GID)
-        && fchownat(fd, path, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
-                    in->valid & FATTR_GID ? in->gid : (gid_t)-1, AT_SYMLINK_NOFOLLOW))
+    if (in->valid & (FATTR_UID | FATTR_GID) && set_owner(turn, in, fd, path))
         return -errno;
     if (in->valid & FATTR_MODE && node->type == DT_LNK)
         return -EOPNOTSUPP;

@@ -163,29 +163,44 @@ static int show(const struct ufs_turn *turn, const struct making *making, bool d
     return failed;
 }
 
-static bool is_ourselves(const struct fuse_in_header *in)
+struct ufs_owner {
+    uid_t uid;
+    gid_t gid;
+};
+
+/* Who makes files by a request, as they are on disk. */
+static struct ufs_owner caller(const struct ufs_turn *turn)
 {
-    return in->uid == geteuid() && in->gid == getegid();
+    const struct ufs_session *session = turn->session;
+
+    return (struct ufs_owner){ ufs_on_disk(&session->users, turn->in->uid),
+                               ufs_on_disk(&session->groups, turn->in->gid) };
+}
+
+static bool is_ourselves(struct ufs_owner owner)
+{
+    return owner.uid == geteuid() && owner.gid == getegid();
 }
 
 /* Make files as the caller, until become_ourselves; as Operations._creating. */
 static int become(const struct ufs_turn *turn, uint32_t mask)
 {
-    const struct fuse_in_header *in = turn->in;
+    const struct ufs_session *session = turn->session;
+    struct ufs_owner owner = caller(turn);
 
     umask(mask);
-    if (is_ourselves(in))
+    if (is_ourselves(owner))
         return 0;
-    setfsgid(in->gid);
-    setfsuid(in->uid);
-    if ((uint32_t)setfsgid(-1) == in->gid && (uint32_t)setfsuid(-1) == in->uid)
+    setfsgid(owner.gid);
+    setfsuid(owner.uid);
+    if ((uint32_t)setfsgid(-1) == owner.gid && (uint32_t)setfsuid(-1) == owner.uid)
         return 0;
-    return -EPERM;
+    return session->users.squashed || session->groups.squashed ? 0 : -EPERM;
 }
 
 static void become_ourselves(const struct ufs_turn *turn)
 {
-    if (!is_ourselves(turn->in)) {
+    if (!is_ourselves(caller(turn))) {
         setfsuid(geteuid());
         setfsgid(getegid());
     }

@@ -3,6 +3,7 @@
 #define UFS_SERVE_H
 
 #include "ufs_find.h"
+#include "ufs_owners.h"
 #include "ufs_wait.h"
 
 /* The errno of a reply that says: what was in the way is done, answer the request yourself. */
@@ -16,6 +17,8 @@ struct ufs_session {
     int device; /* /dev/fuse, with O_NONBLOCK; not ours to close */
     int socket; /* to pyfuse3; open as long as the threads may use it: to the process' end */
     bool passthrough, writeback, xattrs, syncs;
+    bool static_nlink; /* directories have one link */
+    struct ufs_ids users, groups;
     uint64_t seconds; /* that the kernel may keep what it is told */
     uint32_t nanoseconds;
     pthread_mutex_t leading; /* held by the one thread that waits for the kernel's requests */

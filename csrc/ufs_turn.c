@@ -47,6 +47,9 @@ static void unmap(const struct ufs_turn *turn, const struct ufs_node *node,
 void ufs_fill_attributes(const struct ufs_turn *turn, const struct ufs_node *node,
                          const struct stat *status, struct fuse_attr *attr)
 {
+    const struct ufs_session *session = turn->session;
+    bool one_link = node->type == DT_DIR && (session->static_nlink || ufs_is_merged(node));
+
     *attr = (struct fuse_attr){
         .ino = node->number,
         .size = (uint64_t)status->st_size,
@@ -58,9 +61,9 @@ void ufs_fill_attributes(const struct ufs_turn *turn, const struct ufs_node *nod
         .mtimensec = (uint32_t)status->st_mtim.tv_nsec,
         .ctimensec = (uint32_t)status->st_ctim.tv_nsec,
         .mode = status->st_mode,
-        .nlink = node->type == DT_DIR && ufs_is_merged(node) ? 1 : (uint32_t)status->st_nlink,
-        .uid = status->st_uid,
-        .gid = status->st_gid,
+        .nlink = one_link ? 1 : (uint32_t)status->st_nlink,
+        .uid = ufs_shown(&session->users, status->st_uid),
+        .gid = ufs_shown(&session->groups, status->st_gid),
         .rdev = encoded_device(status->st_rdev),
         .blksize = (uint32_t)status->st_blksize,
     };

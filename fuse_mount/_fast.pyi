@@ -4,6 +4,8 @@ import mmap
 from collections.abc import Callable
 from typing import final
 
+from unionfs.options import IdRange
+
 REDO: int
 UPPER: int
 OPAQUE: int
@@ -31,6 +33,9 @@ class Table:
         syncs: bool,
         idmapped: bool,
         redirects: bool,
+        static_nlink: bool,
+        users: tuple[tuple[IdRange, ...], int | None],
+        groups: tuple[tuple[IdRange, ...], int | None],
         timeout: float,
     ) -> None: ...
     def lock(self) -> None: ...

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn, final
 
+from fuse_mount import owners
 from fuse_mount.inodes import ROOT_ID, File, Inode, Inodes
 from fuse_mount.terms import Terms
 from unionfs import markers, resolve, system
@@ -74,17 +75,10 @@ def serves(stack: LayerStack) -> bool:
     data alone: which names are one file, and where its data lies, the library has to look up.
     """
     options = stack.options
-    mapped = options.uidmapping or options.gidmapping
-    squashed = (
-        options.squash_to_root
-        or options.squash_to_uid is not None
-        or options.squash_to_gid is not None
-    )
     return (
         AVAILABLE
         and not (stack.indexes or stack.metacopy or stack.data)
-        and not (mapped or squashed or options.static_nlink or options.debug)
-        and not options.xattr_permissions
+        and not (options.debug or options.xattr_permissions)
     )
 
 
@@ -117,6 +111,7 @@ class TableInodes(Inodes):
         self._roots: list[int] = []
         root = resolve.root(stack)
         stack.memory.most = _NAMES_MAX
+        users, groups = owners.users(options), owners.groups(options)
         self.table = _fast.Table(
             layers=[
                 (layer.fd, layer.device, layer.known and layer.known.data) for layer in stack.layers
@@ -136,6 +131,9 @@ class TableInodes(Inodes):
             syncs=options.syncs,
             idmapped=stack.idmapped,
             redirects=stack.redirects,
+            static_nlink=options.static_nlink,
+            users=(users.ranges, users.squash),
+            groups=(groups.ranges, groups.squash),
             timeout=terms.timeout,
         )
         self.root = self._keep(ROOT_ID, root)

@@ -2,6 +2,8 @@
 
 What is squashed is so to the eye: on disk a file belongs to who made it, where that is permitted.
 
+csrc/ufs_owners.c does the same for what C answers.
+
 Rules: fuse-overlayfs(1), options uidmapping, gidmapping, squash_to_root, squash_to_uid and
 squash_to_gid; its find_mapping. Cost: none where no such option is given.
 """

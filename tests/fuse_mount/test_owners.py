@@ -26,7 +26,7 @@ def _owners(folder: Path) -> _Seen:
     }
 
 
-def _story(program: list[str], folder: Path, options: str) -> list[_Seen]:
+def _story(program: list[str], folder: Path, options: str, **environment: str) -> list[_Seen]:
     """Owners that a union shows before and after changes, and those on disk then."""
     layers = Layers(folder)
     layers.make()
@@ -35,12 +35,15 @@ def _story(program: list[str], folder: Path, options: str) -> list[_Seen]:
         (lower / name).touch()
         os.chown(lower / name, owner, owner)
     options = f"{layers.options},{options},allow_other"
-    subprocess.run([*program, "-o", options, layers.target], check=True)
+    command = [*program, "-o", options, layers.target]
+    subprocess.run(command, check=True, env=os.environ | environment)
     try:
         seen = [_owners(union)]
         os.chown(union / "mapped", 3, -1)
         os.chown(union / "first", 9, 9)
         (union / "root's").chmod(0o700)
+        (union / "file").write_bytes(b"written")
+        (union / "file").rename(union / "renamed")
         (union / "made").mkdir()
         os.mkfifo(union / "pipe")
         (union / "link").symlink_to("made")
@@ -66,7 +69,9 @@ def _story(program: list[str], folder: Path, options: str) -> list[_Seen]:
 def test_owners_are_those_of_fuse_overlayfs(options: str, tmp_path: Path) -> None:
     theirs = _story(["fuse-overlayfs"], tmp_path / "theirs", options)
     assert theirs[0]["mapped"] != (100005, 100005)
-    assert _story([sys.executable, "-m", "fuse_mount"], tmp_path / "ours", options) == theirs
+    ours = [sys.executable, "-m", "fuse_mount"]
+    assert _story(ours, tmp_path / "ours", options) == theirs
+    assert _story(ours, tmp_path / "pure", options, UNIONMOUNT_PURE="1") == theirs
 
 
 def test_nothing_is_changed_unless_asked_for() -> None:
