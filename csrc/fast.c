@@ -611,16 +611,18 @@ static PyObject *table_set_last(Table *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* start(device, init): what the threads are to use; the descriptor for pyfuse3, ours no more.
- * init: the first message that it is to find there, or None. */
+/* start(device, init, root): what the threads are to use; the descriptor for pyfuse3, ours no more.
+ * init: the first message that it is to find there, or None. root: the ID of it for the kernel. */
 static PyObject *table_start(Table *self, PyObject *args)
 {
     const char *init;
     Py_ssize_t size;
+    unsigned long long root;
     int pair[2], flags;
 
-    if (!PyArg_ParseTuple(args, "iz#:start", &self->session.device, &init, &size))
+    if (!PyArg_ParseTuple(args, "iz#K:start", &self->session.device, &init, &size, &root))
         return NULL;
+    self->session.root = root;
     flags = fcntl(self->session.device, F_GETFL);
     if (flags == -1 || fcntl(self->session.device, F_SETFL, flags | O_NONBLOCK) == -1)
         return PyErr_SetFromErrno(PyExc_OSError);

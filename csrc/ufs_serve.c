@@ -52,7 +52,7 @@ void ufs_invalidate(const struct ufs_session *session, uint64_t id, bool content
         struct fuse_notify_inval_inode_out body;
     } note = {
         .head = { .len = sizeof note, .error = FUSE_NOTIFY_INVAL_INODE },
-        .body = { .ino = id, .off = contents ? 0 : -1 },
+        .body = { .ino = id == UFS_ROOT_ID ? session->root : id, .off = contents ? 0 : -1 },
     };
     ssize_t written = write(session->device, &note, sizeof note);
 
@@ -161,6 +161,18 @@ static bool is_whole(const struct handler *handler, const struct fuse_in_header 
         return ((const struct fuse_batch_forget_in *)(in + 1))->count
                <= (size_t)(end - at) / sizeof(struct fuse_forget_one);
     return true;
+}
+
+/* Have the root called by its one name. */
+static void name_root(struct fuse_in_header *in, size_t size)
+{
+    uint64_t *directory = (uint64_t *)(in + 1); /* into which something is renamed */
+
+    if (in->nodeid == UFS_SHOWN_ROOT_ID)
+        in->nodeid = UFS_ROOT_ID;
+    if ((in->opcode == FUSE_RENAME || in->opcode == FUSE_RENAME2)
+        && size >= sizeof *in + sizeof *directory && *directory == UFS_SHOWN_ROOT_ID)
+        *directory = UFS_ROOT_ID;
 }
 
 /* Pass a request on to pyfuse3; what may come back is kept. */
@@ -277,6 +289,7 @@ int ufs_serve(struct ufs_session *session)
             continue;
         if (length < (ssize_t)sizeof(struct fuse_in_header))
             break;
+        name_root((struct fuse_in_header *)desk.request, (size_t)length);
         leads = answer(session, (const struct fuse_in_header *)desk.request, (size_t)length, &desk,
                        false, true);
     }

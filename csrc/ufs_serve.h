@@ -14,6 +14,7 @@ struct ufs_pending;
 struct ufs_session {
     struct ufs_table table;
     struct ufs_asked asked;
+    uint64_t root; /* its ID for the kernel */
     int device; /* /dev/fuse, with O_NONBLOCK; not ours to close */
     int socket; /* to pyfuse3; open as long as the threads may use it: to the process' end */
     bool passthrough, writeback, xattrs, syncs;

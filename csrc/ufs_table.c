@@ -193,6 +193,8 @@ struct ufs_node *ufs_new_node(struct ufs_table *table, unsigned type)
     if (++table->node_count > table->node_slots)
         grow_nodes(table);
     node->id = table->next_id++;
+    if (table->next_id == UFS_SHOWN_ROOT_ID)
+        table->next_id++;
     node->type = (uint8_t)type;
     slot = &table->nodes[node->id & (table->node_slots - 1)];
     node->next_in_hash = *slot;

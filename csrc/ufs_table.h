@@ -12,7 +12,9 @@
 
 #include "ufs_index.h"
 
-enum { UFS_ROOT_ID = 1, UFS_PATH_SIZE = 4096, UFS_NAME_SIZE = 256, UFS_UUID_SIZE = 16 };
+/* The shown root: as the kernel calls it where a directory is mounted (fuse_mount/subtree.py). */
+enum { UFS_ROOT_ID = 1, UFS_SHOWN_ROOT_ID = 2 };
+enum { UFS_PATH_SIZE = 4096, UFS_NAME_SIZE = 256, UFS_UUID_SIZE = 16 };
 
 /* Flags of a node; the first four are those of unionfs.resolve.Node. */
 enum {

@@ -20,15 +20,15 @@ class Answering:
     """A mount's answers from C.
 
     device: the mount's, which stays the caller's. request: INIT for libfuse, whose reply to it the
-    kernel ignores, as it has had one.
+    kernel ignores, as it has had one. root: the ID that the kernel has for the root.
 
     session: the descriptor that pyfuse3 is to answer. news: set when the mount is gone, and by
     whoever else has some.
     """
 
-    def __init__(self, table: Table, device: int, request: bytes | None) -> None:
+    def __init__(self, table: Table, device: int, request: bytes | None, root: int) -> None:
         self._table = table
-        self.session = table.start(device, request)
+        self.session = table.start(device, request, root)
         self.news = threading.Event()
         self._gone = threading.Event()
         self._error: OSError | None = None

@@ -38,17 +38,16 @@ def mount(target: str, options: MountOptions) -> int:
 
     Raises MountError, with nothing mounted.
     """
-    try:
-        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        number = error.errno or errno.EIO
-        words = [os.strerror(number), *filter(None, [_REMEDIES.get(number)])]
-        raise MountError(number, "; ".join(words), _DEVICE) from error
+    device = connect()
     asked = attributes(options)
     source = options.fsname or SOURCE
-    data = os.fsencode(",".join(_parameters(device, target, options)))
+    # The kernel's security modules know quotes, and nothing else holds a comma.
+    words = (
+        name if value is None else f'{name}="{value}"' if name in _SECURITY else f"{name}={value}"
+        for name, value in parameters(device, target, options).items()
+    )
     try:
-        mount_api.mount(source, target, FUSE_TYPE, asked, data)
+        mount_api.mount(source, target, FUSE_TYPE, asked, os.fsencode(",".join(words)))
     except PermissionError:
         os.close(device)
         return _mount_by_fusermount(target, source, asked, options)
@@ -57,6 +56,16 @@ def mount(target: str, options: MountOptions) -> int:
         message = f"FUSE: cannot mount: {error.strerror}"
         raise MountError(error.errno, message, target) from error
     return device
+
+
+def connect() -> int:
+    """/dev/fuse, opened. Raises MountError."""
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        words = [os.strerror(number), *filter(None, [_REMEDIES.get(number)])]
+        raise MountError(number, "; ".join(words), _DEVICE) from error
 
 
 def read_ahead(number: int) -> None:
@@ -69,18 +78,16 @@ def read_ahead(number: int) -> None:
         setting.write(str(_READ_AHEAD))
 
 
-def _parameters(device: int, target: str, options: MountOptions) -> list[str]:
-    """What fs/fuse/inode.c and the security modules are told."""
-    words = [
-        f"fd={device}",
-        f"rootmode={stat.S_IFMT(os.stat(target).st_mode):o}",
-        f"user_id={os.geteuid()}",
-        f"group_id={os.getegid()}",
-        *_shared_parameters(options),
-    ]
-    # The kernel's security modules know quotes, and nothing else holds a comma.
-    words += [f'{name}="{value}"' for name in _SECURITY if (value := getattr(options, name))]
-    return words
+def parameters(device: int, target: str, options: MountOptions) -> dict[str, str | None]:
+    """What fs/fuse/inode.c and the security modules are told; None: a word without a value."""
+    return {
+        "fd": str(device),
+        "rootmode": f"{stat.S_IFMT(os.stat(target).st_mode):o}",
+        "user_id": str(os.geteuid()),
+        "group_id": str(os.getegid()),
+        **dict.fromkeys(_shared_parameters(options)),
+        **{name: value for name in _SECURITY if (value := getattr(options, name))},
+    }
 
 
 def _shared_parameters(options: MountOptions) -> list[str]:

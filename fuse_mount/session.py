@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Final, final
 
-from fuse_mount import accelerate, device
+from fuse_mount import accelerate, device, subtree
 from fuse_mount.answering import Answering
-from fuse_mount.inodes import Inodes
+from fuse_mount.inodes import ROOT_ID, Inodes
 from fuse_mount.terms import Terms, agree
 from unionfs import resolve, system
 from unionfs.mounting import check_target, is_dead, unmount
@@ -159,7 +159,8 @@ def _settled(command: Command) -> MountOptions:
 class Mounted:
     """What is mounted, and not answered yet.
 
-    number: the st_dev of its files. device: its /dev/fuse. request: INIT, for libfuse.
+    number: the st_dev of its files. device: its /dev/fuse. request: INIT, for libfuse. root: the ID
+    that the kernel has for its root.
     """
 
     stack: LayerStack
@@ -169,6 +170,7 @@ class Mounted:
     inodes: Inodes
     device: int
     request: bytes | None
+    root: int
 
 
 def _mount(
@@ -187,14 +189,15 @@ def _mount(
     held.callback(inodes.close)
     held.callback(_clear, target)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    mount = device.mount(target, stack.options)
+    made = subtree.mount(target, stack.options, terms) if terms.fast and terms.acl else None
+    mount = made[0] if made else device.mount(target, stack.options)
     held.callback(os.close, mount)
-    request = agree(mount, terms)
+    request, root = (made[1], subtree.ROOT_ID) if made else (agree(mount, terms), ROOT_ID)
     number = _number(target)
     device.read_ahead(number)
     if stack.options.auto_unmount:
         _watch(target, streams)
-    return Mounted(stack, target, number, terms, inodes, mount, request)
+    return Mounted(stack, target, number, terms, inodes, mount, request, root)
 
 
 def _number(target: str) -> int:
@@ -211,7 +214,8 @@ def _answering(mounted: Mounted) -> Answering | None:
     if not isinstance(mounted.inodes, accelerate.TableInodes):
         return None
     system.keep_capabilities()
-    answering = Answering(mounted.inodes.table, mounted.device, mounted.request)
+    table = mounted.inodes.table
+    answering = Answering(table, mounted.device, mounted.request, mounted.root)
     answering.start()
     return answering
 

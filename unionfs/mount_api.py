@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from typing import Final
 
 # These system calls have the same number on every architecture.
+_OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
 
 _CLOEXEC: Final = 1
+_CLONE: Final = 1
 _SET_FLAG: Final = 0
 _SET_STRING: Final = 1
 _SET_FD: Final = 5
@@ -105,6 +107,20 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
     """Attach a mount to a directory."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH
     _call("syscall", _MOVE_MOUNT, mount_fd, b"", target_fd, b"", flags)
+
+
+def attach(mount_fd: int, target: str) -> None:
+    """Attach a mount to the directory target."""
+    place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        move_mount(mount_fd, place)
+    finally:
+        os.close(place)
+
+
+def open_tree(mount_fd: int, path: str) -> int:
+    """A mount of the directory at path in another one, attached nowhere."""
+    return _call("syscall", _OPEN_TREE, mount_fd, os.fsencode(path), _CLONE | os.O_CLOEXEC)
 
 
 def mount(source: str, target: str, kind: str, attributes: set[str], data: bytes) -> None:

@@ -44,6 +44,9 @@ _TYPES: Final[dict[str, Backend]] = {
     FUSE_TYPE: "fuse",
     "fuse.fuse-overlayfs": "fuse",
 }
+FUSE_SUBTREE: Final = ".union"
+"""What is mounted of a FUSE filesystem, where it is not its root."""
+_ROOTS: Final = ("/", f"/{FUSE_SUBTREE}")
 _FUSE_PROGRAMS: Final = ("fuse_mount", "unionmount", "fuse-overlayfs")
 
 # How a kernel says that it cannot mount this stack here, whereas FUSE may. Other errors, such as
@@ -319,7 +322,7 @@ def _table() -> Iterator[ActiveMount]:
         where, _, what = line.partition(" - ")
         _, _, _, root, target, attributes, *_ = where.split(" ")
         kind, source, parameters = what.split(" ")
-        if kind not in _TYPES or root != "/":
+        if kind not in _TYPES or root not in _ROOTS:
             continue
         words = [word.partition("=") for word in parameters.split(",")]
         values = {name: unescaped(value) for name, _, value in words}

@@ -138,7 +138,7 @@ def main(seed: int, count: int) -> None:
         table = inodes.table
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kernel.settimeout(30)
-        pyfuse3 = socket.socket(fileno=table.start(device.fileno(), None))
+        pyfuse3 = socket.socket(fileno=table.start(device.fileno(), None, 1))
         works = (table.serve, table.carry)
         threads = [threading.Thread(target=work, daemon=True) for work in works]
         threads.append(threading.Thread(target=_refuse, args=(pyfuse3,), daemon=True))
