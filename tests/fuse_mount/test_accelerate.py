@@ -187,7 +187,7 @@ def test_a_listing_goes_on_while_names_come_and_go(layers: Layers) -> None:
         assert sorted(name for name in seen if name.startswith("stay")) == sorted(stay)
 
 
-@pytest.mark.parametrize("option", ["debug", "index=on", "xattr_permissions=1"])
+@pytest.mark.parametrize("option", ["debug", "index=on", "xattr_permissions=2"])
 def test_options_that_only_python_knows(layers: Layers, option: str) -> None:
     """The mount is slower and right."""
     build(layers.lower[0], {"d/file": file(b"lower")})
