@@ -123,6 +123,15 @@ static int set_times(const struct fuse_setattr_in *in, int fd, const char *path)
     return utimensat(fd, path, times, AT_SYMLINK_NOFOLLOW);
 }
 
+/* Whether it is a chown(2), perhaps for nobody else, which takes set-id bits off. The kernel asks for
+ * that before a write, too, that it passes through: fuse_setattr with FUSE_HANDLE_KILLPRIV_V2 leaves
+ * nothing else of it. */
+static bool is_chown(const struct fuse_setattr_in *in)
+{
+    return in->valid & (FATTR_UID | FATTR_GID)
+           || !(in->valid & (FATTR_SIZE | FATTR_MODE | FATTR_ATIME | FATTR_MTIME));
+}
+
 /* As Operations._giving: it may be refused where it would not be seen anyway. */
 static int set_owner(const struct ufs_turn *turn, const struct fuse_setattr_in *in, int fd,
                      const char *path)
@@ -159,35 +168,11 @@ static unsigned refused(const struct ufs_session *session, const struct fuse_set
 
     if (in->valid & (FATTR_MODE | FATTR_UID | FATTR_GID))
         return UFS_GUARDS;
+    if (is_chown(in))
+        return 0;
     if (in->valid & FATTR_SIZE)
         return in->valid & FATTR_FH ? FS_APPEND_FL : UFS_GUARDS; /* FH: who was let open it */
     return touched || appended ? FS_IMMUTABLE_FL : UFS_GUARDS;
-}
-
-/* A chown(2) to nobody else, which takes set-id bits off; or the kernel wants them off before a write
- * that it passes through (fuse_setattr with FUSE_HANDLE_KILLPRIV_V2 leaves nothing else of that). */
-static int change_nothing(struct ufs_turn *turn, struct ufs_node *node)
-{
-    char buffer[UFS_PATH_SIZE], *path = "";
-    int fd, failed;
-
-    if (ufs_is_removed(node)) {
-        if (!node->open || node->open->first == -1)
-            return -ESTALE;
-        fd = node->open->first;
-        if (turn->table->files[fd].lower)
-            return UFS_FORWARD;
-    } else {
-        failed = ufs_refuse(turn, node, UFS_GUARDS);
-        if (!failed)
-            failed = ufs_copy_up(turn, node, UINT64_MAX);
-        if (failed)
-            return failed;
-        path = ufs_locate(turn->table, node, &fd, buffer);
-    }
-    if (!path || fchownat(fd, path, (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
-        return -errno;
-    return ufs_tell_attributes(turn, node);
 }
 
 int ufs_on_setattr(struct ufs_turn *turn)
@@ -199,9 +184,6 @@ int ufs_on_setattr(struct ufs_turn *turn)
 
     if (failed)
         return failed;
-    if (!(in->valid
-          & (FATTR_SIZE | FATTR_UID | FATTR_GID | FATTR_MODE | FATTR_ATIME | FATTR_MTIME)))
-        return change_nothing(turn, node);
     if (ufs_is_removed(node)) /* nobody has it: times that the kernel kept for its last write */
         return node->open ? UFS_FORWARD : -ESTALE;
     failed = ufs_refuse(turn, node, refused(turn->session, in));
@@ -214,7 +196,7 @@ int ufs_on_setattr(struct ufs_turn *turn)
         return -errno;
     if (in->valid & FATTR_SIZE && set_size(turn, in, fd, path))
         return -errno;
-    if (in->valid & (FATTR_UID | FATTR_GID) && set_owner(turn, in, fd, path))
+    if (is_chown(in) && set_owner(turn, in, fd, path))
         return -errno;
     if (in->valid & FATTR_MODE && node->type == DT_LNK)
         return -EOPNOTSUPP;

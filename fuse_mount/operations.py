@@ -634,6 +634,8 @@ class Operations(pyfuse3.Operations):
         """
         if fields.update_mode or fields.update_uid or fields.update_gid:
             return fileattr.GUARDS
+        if _is_chown(fields):
+            return 0
         if fields.update_size:  # fh: by one who was let open it
             return fileattr.GUARDS if fh is None else fileattr.APPEND
         appended = self.enable_writeback_cache and not fields.update_atime

@@ -520,7 +520,7 @@ def chmod(stack: LayerStack, node: Node, mode: int) -> None:
 def chown(stack: LayerStack, node: Node, uid: int, gid: int) -> None:
     """Set owner and group; -1 keeps one."""
     writable(stack)
-    fileattr.refuse(stack, node)
+    fileattr.refuse(stack, node, 0 if uid == gid == -1 else fileattr.GUARDS)
     copy_up(stack, node, data=False)
     place = top(stack, node)
     owners = place.layer.owners

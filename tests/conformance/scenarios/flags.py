@@ -27,6 +27,7 @@ def _flagged(path: str, flags: int) -> Tree:
 _ON_FILE: tuple[Step, ...] = (
     do("chmod", "file", 0o600),
     do("chown", "file", 11, 22),
+    do("chown", "file", -1, -1),
     do("utime", "file", _PAST),
     do("truncate", "file", 1),
     do("setxattr", "file", "user.x", b"z"),
@@ -53,6 +54,7 @@ _ON_FILE: tuple[Step, ...] = (
 _ON_DIRECTORY: tuple[Step, ...] = (
     do("chmod", "dir", 0o700),
     do("chown", "dir", 11, 22),
+    do("chown", "dir", -1, -1),
     do("utime", "dir", _PAST),
     do("setxattr", "dir", "user.x", b"y"),
     do("unlink", "dir/in"),
