@@ -155,9 +155,9 @@ static PyObject *table_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self)
         return NULL;
     session = &self->session;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppppppO!O!d:Table", names, &PyList_Type,
-                                     &layers, &PyList_Type, &filesystems, &prefix, &ask,
-                                     &copy_up, &has_upper, &work, &durable, &ordered,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!yOOpippppppppppO!O!d:Table", names,
+                                     &PyList_Type, &layers, &PyList_Type, &filesystems, &prefix,
+                                     &ask, &copy_up, &has_upper, &work, &durable, &ordered,
                                      &strict, &passthrough, &writeback, &xattrs, &syncs, &idmapped,
                                      &redirects, &static_nlink, &PyTuple_Type, &users,
                                      &PyTuple_Type, &groups, &timeout)

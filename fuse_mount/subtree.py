@@ -17,7 +17,7 @@ import threading
 from typing import Final
 
 from fuse_mount import device
-from fuse_mount.terms import Terms, agree
+from fuse_mount.terms import IN_HEADER, MAX_WRITE, Terms, agree, reply
 from unionfs import mount_api
 from unionfs.mounting import FUSE_SUBTREE
 from unionfs.options import MountOptions
@@ -26,9 +26,7 @@ from unionfs.overlayfs import SOURCE, attributes
 ROOT_ID: Final = 2
 """The directory's; csrc/ufs_table.h, UFS_SHOWN_ROOT_ID."""
 
-_MESSAGE_MAX: Final = (1 << 20) + 8192
-_IN_HEADER: Final = struct.Struct("=IIQQ")
-_OUT_HEADER: Final = struct.Struct("=IiQ")
+_MESSAGE_MAX: Final = MAX_WRITE + 8192
 _ATTR: Final = struct.Struct("=6Q10I")
 _ATTR_OUT: Final = struct.Struct("=QII")
 _ENTRY_OUT: Final = struct.Struct("=4QII")
@@ -77,11 +75,8 @@ def _unattached(connection: int, target: str, options: MountOptions) -> int:
     try:
         mount_api.set_string(context, "source", options.fsname or SOURCE)
         mount_api.set_string(context, "subtype", SOURCE)
-        for name, value in device.parameters(connection, target, options).items():
-            if value is None:
-                mount_api.set_flag(context, name)
-            else:
-                mount_api.set_string(context, name, value)
+        parameters = device.parameters(connection, target, options)
+        mount_api.set_parameters(context, parameters.items())
         mount_api.create(context)
         return mount_api.fsmount(context, attributes(options))
     finally:
@@ -96,7 +91,7 @@ def _answer(connection: int) -> None:
             request = os.read(connection, _MESSAGE_MAX)
         except OSError:
             return  # the filesystem has gone
-        _, code, unique, node = _IN_HEADER.unpack_from(request)
+        _, code, unique, node, *_ = IN_HEADER.unpack_from(request)
         error, body = 0, b""
         if code == _LOOKUP:
             found = True
@@ -105,7 +100,7 @@ def _answer(connection: int) -> None:
             body = _ATTR_OUT.pack(0, 0, 0) + _directory(node)
         else:
             error = -errno.EIO
-        os.write(connection, _OUT_HEADER.pack(_OUT_HEADER.size + len(body), error, unique) + body)
+        os.write(connection, reply(unique, body, error))
 
 
 def _directory(number: int) -> bytes:

@@ -16,7 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final, final
 
-_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
+IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _INIT_IN: Final = struct.Struct("=IIII")
 _INIT_IN_MORE: Final = struct.Struct("=I")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
@@ -57,7 +57,7 @@ _LIBFUSES: Final = (
 # for us to apply; layers do not change behind our back, so pages and symlinks are kept.
 _OURS: Final = _DONT_MASK | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _EXPLICIT_INVAL_DATA
 
-_MAX_WRITE: Final = 1 << 20
+MAX_WRITE: Final = 1 << 20
 """Bytes of the largest write: libfuse's buffers hold 256 pages."""
 _STACK_DEPTH: Final = 1
 """How many filesystems may be stacked on each other below this one, for passthrough."""
@@ -103,7 +103,7 @@ def agree(device: int, terms: Terms) -> bytes | None:
     """
     try:
         request = os.read(device, _MESSAGE_MAX)
-        os.write(device, _reply(request, terms))
+        os.write(device, _to_init(request, terms))
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.ENOENT):
             raise
@@ -111,12 +111,12 @@ def agree(device: int, terms: Terms) -> bytes | None:
     return _for_libfuse(request)
 
 
-def _reply(request: bytes, terms: Terms) -> bytes:
+def _to_init(request: bytes, terms: Terms) -> bytes:
     """The flags are those that we want and the kernel offers."""
-    unique = _IN_HEADER.unpack_from(request)[2]
-    _, minor, readahead, offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)
+    unique = IN_HEADER.unpack_from(request)[2]
+    _, minor, readahead, offered = _INIT_IN.unpack_from(request, IN_HEADER.size)
     if offered & _INIT_EXT:
-        offered |= _INIT_IN_MORE.unpack_from(request, _IN_HEADER.size + _INIT_IN.size)[0] << 32
+        offered |= _INIT_IN_MORE.unpack_from(request, IN_HEADER.size + _INIT_IN.size)[0] << 32
     agreed = terms.flags() & offered
     depth = _STACK_DEPTH if agreed & _PASSTHROUGH else 0
     if agreed >> 32:
@@ -128,22 +128,27 @@ def _reply(request: bytes, terms: Terms) -> bytes:
         agreed & 0xFFFFFFFF,
         _BACKGROUND,
         _BACKGROUND * 3 // 4,
-        _MAX_WRITE,
+        MAX_WRITE,
         _NANOSECOND,
-        -(-_MAX_WRITE // os.sysconf("SC_PAGESIZE")),
+        -(-MAX_WRITE // os.sysconf("SC_PAGESIZE")),
         0,
         agreed >> 32,
         depth,
     )
-    return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, unique) + body
+    return reply(unique, body)
+
+
+def reply(unique: int, body: bytes, error: int = 0) -> bytes:
+    """A message to the kernel that answers the request of that number. error: 0, or -errno."""
+    return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), error, unique) + body
 
 
 def _for_libfuse(request: bytes) -> bytes:
     """The kernel's INIT request, as a kernel of _MINOR_FOR_LIBFUSE would send it."""
-    _, minor, readahead, flags = _INIT_IN.unpack_from(request, _IN_HEADER.size)
-    header = list(_IN_HEADER.unpack_from(request))
-    header[0] = _IN_HEADER.size + _INIT_IN.size
+    _, minor, readahead, flags = _INIT_IN.unpack_from(request, IN_HEADER.size)
+    header = list(IN_HEADER.unpack_from(request))
+    header[0] = IN_HEADER.size + _INIT_IN.size
     body = _INIT_IN.pack(
         _VERSION, min(minor, _MINOR_FOR_LIBFUSE), readahead, flags & ~_INIT_EXT & 0xFFFFFFFF
     )
-    return _IN_HEADER.pack(*header) + body
+    return IN_HEADER.pack(*header) + body

@@ -24,6 +24,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from unionfs.mount_api import OPEN_TREE, OPEN_TREE_CLONE
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -62,10 +64,8 @@ _AT_FDCWD: Final = -100
 _AT_EACCESS: Final = 0x200
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
-_SYS_OPEN_TREE: Final = 428
 _SYS_FACCESSAT2: Final = 439
 _SYS_MOUNT_SETATTR: Final = 442
-_OPEN_TREE_CLONE: Final = 1
 _MOUNT_ATTR: Final = struct.Struct("=QQQQ")  # set, clear, propagation, user namespace
 _READ_ONLY: Final = 0x1
 _NO_ATIME: Final = 0x10
@@ -228,9 +228,9 @@ def clone_mount(directory: str) -> int | None:
     user namespace with atime, which is not for its root to change (mount_namespaces(7)). None
     without CAP_SYS_ADMIN, or before Linux 5.12.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
     try:
-        fd = _call("syscall", _SYS_OPEN_TREE, _AT_FDCWD, _encoded(directory), ctypes.c_uint(flags))
+        fd = _call("syscall", OPEN_TREE, _AT_FDCWD, _encoded(directory), ctypes.c_uint(flags))
         try:
             try:
                 _set_attributes(fd, _READ_ONLY | _NO_ATIME, _ATIME)

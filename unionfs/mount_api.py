@@ -12,18 +12,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 # These system calls have the same number on every architecture.
-_OPEN_TREE: Final = 428
+OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
 _FSOPEN: Final = 430
 _FSCONFIG: Final = 431
 _FSMOUNT: Final = 432
 
+OPEN_TREE_CLONE: Final = 1
 _CLOEXEC: Final = 1
-_CLONE: Final = 1
 _SET_FLAG: Final = 0
 _SET_STRING: Final = 1
 _SET_FD: Final = 5
@@ -79,6 +79,15 @@ def set_string(context: int, name: str, value: str) -> None:
     _call("syscall", _FSCONFIG, context, _SET_STRING, os.fsencode(name), text, 0)
 
 
+def set_parameters(context: int, parameters: Iterable[tuple[str, str | None]]) -> None:
+    """Set parameters by name and value, in their order; None for one that has no value."""
+    for name, value in parameters:
+        if value is None:
+            set_flag(context, name)
+        else:
+            set_string(context, name, value)
+
+
 def set_fd(context: int, name: str, fd: int) -> None:
     """Set a parameter to what the descriptor has open; it stays the caller's."""
     _call("syscall", _FSCONFIG, context, _SET_FD, os.fsencode(name), None, fd)
@@ -120,7 +129,7 @@ def attach(mount_fd: int, target: str) -> None:
 
 def open_tree(mount_fd: int, path: str) -> int:
     """A mount of the directory at path in another one, attached nowhere."""
-    return _call("syscall", _OPEN_TREE, mount_fd, os.fsencode(path), _CLONE | os.O_CLOEXEC)
+    return _call("syscall", OPEN_TREE, mount_fd, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def mount(source: str, target: str, kind: str, attributes: set[str], data: bytes) -> None:

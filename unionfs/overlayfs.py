@@ -169,11 +169,7 @@ def _mount_by_context(stack: LayerStack, target: str, said: list[str]) -> None:
                 _set_directory(context, name, path, fd)
             if stack.options.ro:
                 mount_api.set_flag(context, "ro")
-            for name, value in parameters(stack.options):
-                if value is None:
-                    mount_api.set_flag(context, name)
-                else:
-                    mount_api.set_string(context, name, value)
+            mount_api.set_parameters(context, parameters(stack.options))
             mount_api.create(context)
             mount = mount_api.fsmount(context, attributes(stack.options))
             opened.callback(os.close, mount)
