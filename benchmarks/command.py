@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -60,6 +61,11 @@ def _chosen(
 @click.option(
     "--rounds", "-r", type=click.IntRange(1), help="How many rounds. Else 3; with --quick 1."
 )
+@click.option(
+    "--files",
+    type=click.IntRange(500),
+    help=f"How many files the tree has. Else {FULL.files:,}; with --quick {QUICK.files}.",
+)
 @click.option("--quick", is_flag=True, help="Small amounts and 5 layers: for a look, or a test.")
 @click.option(
     "--folder",
@@ -80,6 +86,7 @@ def bench(
     peers: tuple[str, ...],
     layers: tuple[int, ...],
     rounds: int | None,
+    files: int | None,
     quick: bool,
     folder: str,
     output: Path,
@@ -91,12 +98,13 @@ def bench(
     if set(_UNSAFE) & set(str(Path(folder).absolute())):
         message = f"{folder}: mount options cannot hold one of {_UNSAFE}; name another folder"
         raise click.BadParameter(message, param_hint="--folder")
+    scale = QUICK if quick else FULL
     plan, missing = runner.plan(
         workloads,
         peers,
         layers=layers or ((5,) if quick else (5, 60, 500)),
         rounds=rounds or (1 if quick else 3),
-        scale=QUICK if quick else FULL,
+        scale=replace(scale, files=files or scale.files),
     )
     output.mkdir(parents=True, exist_ok=True)
     console = Console()

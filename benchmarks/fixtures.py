@@ -64,8 +64,9 @@ def _fill(folder: Path, paths: list[str], total: int) -> None:
     choose = Random(0)
     noise = choose.randbytes(2 * _LARGEST)
     shares = [choose.lognormvariate(0, 1.5) for _ in paths]
+    unit = total / sum(shares)
     for path, share in zip(paths, shares, strict=True):
-        size = min(int(total * share / sum(shares)), _LARGEST)
+        size = min(int(share * unit), _LARGEST)
         start = choose.randrange(_LARGEST)
         _write(folder / path, noise[start : start + size])
 

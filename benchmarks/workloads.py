@@ -246,6 +246,19 @@ def _walk_warm(room: Room) -> Steps:
     _expect("files", room.scale.files, files)
 
 
+def _stat(fs: View, paths: Iterable[str]) -> None:
+    for path in paths:
+        fs.lstat(path)
+
+
+@_workload("stat-warm", "stat all files by path, warm", "tree", _files, "file", layered=True)
+def _stat_warm(room: Room) -> Steps:
+    paths = tree_paths(room.scale)
+    _stat(room.fs, paths)
+    yield
+    _stat(room.fs, paths)
+
+
 @_workload("read-cold", "read all small files, cold", "tree", _files, "file", layered=True)
 def _read_cold(room: Room) -> Steps:
     paths = tree_paths(room.scale)

@@ -22,6 +22,7 @@ from benchmarks.workloads import WORKLOADS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts in this namespace")
 
+FILES = 900
 PEERS_RUN = ("plain", "overlayfs", "library", "fuse-overlayfs")
 BENCH = (sys.executable, "-m", "unionfs.cli", "bench")
 
@@ -59,8 +60,8 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """All workloads over the peers that every other one is compared with."""
     folder, output = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("output")
-    peers = [f"--peer={name}" for name in PEERS_RUN]
-    command = [*BENCH, "--quick", *peers, f"--folder={folder}", f"--output={output}"]
+    options = ["--quick", f"--files={FILES}", *(f"--peer={name}" for name in PEERS_RUN)]
+    command = [*BENCH, *options, f"--folder={folder}", f"--output={output}"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads((output / "bench.json").read_text())
     return Ran(child.stdout, document, (output / "bench.html").read_text(), folder)
@@ -73,6 +74,10 @@ def test_every_workload_runs_on_the_kernel_and_is_compared_with_it(ran: Ran) -> 
     for row in rows:
         assert 0 < row["low"] <= row["median"] <= row["high"]
         assert row["ratios"]["overlayfs"] == 1
+
+
+def test_the_tree_has_as_many_files_as_asked_for(ran: Ran) -> None:
+    assert ran.document["scale"]["files"] == FILES
 
 
 def test_what_a_peer_cannot_do_is_shown_with_its_errno(ran: Ran) -> None:
