@@ -64,7 +64,6 @@ _FOR_LAYERS: Final = (
 """The flags that concern a layer's file; the kernel has others of its own, as one for execve(2)."""
 _INVALID_ID: Final = 2**32 - 1
 _FSETID: Final = 4
-_ACL: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 def _find_id() -> int:
@@ -710,7 +709,7 @@ class Operations(pyfuse3.Operations):
 
     def _check_xattr(self, name: str) -> None:
         options = self._stack.options
-        if options.noxattrs or (self._no_acl and name in _ACL):
+        if options.noxattrs or (self._no_acl and name in xattrs.ACLS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     @_answered
@@ -726,7 +725,7 @@ class Operations(pyfuse3.Operations):
             return []
         found = self.inodes[inode]
         names = xattrs.names(self._stack, found.node, self._nameless(found))
-        hidden = _ACL if self._no_acl else ()
+        hidden = xattrs.ACLS if self._no_acl else ()
         return [os.fsencode(name) for name in names if name not in hidden]
 
     @_answered
@@ -735,6 +734,8 @@ class Operations(pyfuse3.Operations):
         self._check_xattr(text)
         changed = self.inodes[inode]
         fd = self._nameless(changed)
+        if text == xattrs.ACCESS_ACL:
+            await self._drop_set_gid(changed, ctx)
         if fd is not None:
             system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
             return
@@ -749,11 +750,32 @@ class Operations(pyfuse3.Operations):
         self._check_xattr(text)
         changed = self.inodes[inode]
         fd = self._nameless(changed)
+        if text == xattrs.ACCESS_ACL:
+            await self._drop_set_gid(changed, ctx)
         if fd is not None:
             system.remove_xattr(fd, "", markers.on_disk(self._stack.prefix, text))
             return
         with self._following(changed):
             xattrs.remove(self._stack, changed.node, text)
+
+    async def _drop_set_gid(self, inode: Inode, ctx: RequestContext) -> None:
+        """From a file whose access list is changed by its owner, who is not of its group.
+
+        Rule: ovl_set_acl (fs/overlayfs/inode.c).
+        """
+        status = self._status(inode)
+        group = self._groups.shown(status.st_gid)
+        if not status.st_mode & stat.S_ISGID or _may_keep_set_gid(ctx, group):
+            return
+        kept = stat.S_IMODE(status.st_mode & ~stat.S_ISGID)
+        fd = self._nameless(inode)
+        if fd is not None:
+            os.fchmod(fd, kept)
+            return
+        copyup.writable(self._stack)
+        fileattr.refuse(self._stack, inode.node)
+        await self._copy_up(inode, data=False)
+        changes.chmod(self._stack, inode.node, kept)
 
     # Files.
 
@@ -921,6 +943,15 @@ def _may_keep_set_id(process: int) -> bool:
         return system.capable(_FSETID, process)
     except OSError:
         return False
+
+
+def _may_keep_set_gid(ctx: RequestContext, group: int) -> bool:
+    """Whether a process may have files of that group with the set-gid bit."""
+    try:
+        member = group == ctx.gid or group in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:
+        member = False
+    return member or _may_keep_set_id(ctx.pid)
 
 
 def _is_chown(fields: SetattrFields) -> bool:

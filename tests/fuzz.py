@@ -1,6 +1,6 @@
 """Random operations for as long as asked: `python -m tests.fuzz MINUTES`.
 
-The machine of tests/conformance/test_machine.py, with new examples each time, at each door in turn;
+The machine of tests/conformance/machine.py, with new examples each time, at each door in turn;
 now and then what is mounted is unmounted, and the run goes on through another door. A difference
 from the kernel is reduced to the shortest run that shows it, printed, and kept by Hypothesis in
 .hypothesis/ until it is gone. Cost: about 20 operations a second.
@@ -10,10 +10,13 @@ import itertools
 import sys
 import time
 
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.conformance.doors import DOORS
-from tests.conformance.test_machine import SEARCHING, Machine, machine
+from tests.conformance.machine import COMMON, Machine, machine
+
+_SEARCHING = settings(COMMON, max_examples=20, stateful_step_count=60)
 
 
 def main(minutes: float) -> int:
@@ -23,7 +26,7 @@ def main(minutes: float) -> int:
     while time.monotonic() < end:
         options, door = next(unions)
         others = (door,) if options else tuple(DOORS)
-        run_state_machine_as_test(machine(door, options, others), settings=SEARCHING)
+        run_state_machine_as_test(machine(door, options, others), settings=_SEARCHING)
         print(f"{Machine.operations} operations without a difference", flush=True)
     return 0
 

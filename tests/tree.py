@@ -114,6 +114,10 @@ def whiteout() -> Node:
     return Node(stat.S_IFCHR)
 
 
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+"""A file's, to bind to low ports, as its xattr holds it (linux/capability.h)."""
+
+
 def acl(*entries: tuple[str, int, int]) -> bytes:
     """A POSIX ACL as its xattr holds it; entries are (tag, id, permission bits).
 

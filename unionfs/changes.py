@@ -23,8 +23,8 @@ from unionfs.inodes import file_id
 from unionfs.place import Place, join, lstat, lstat_or_none
 from unionfs.resolve import Node, exists_below, lookup, top
 from unionfs.stack import LayerStack
+from unionfs.xattrs import DEFAULT_ACL
 
-_DEFAULT_ACL = "system.posix_acl_default"
 _LINUX_IMMUTABLE = 9
 
 Creator = AbstractContextManager[None]
@@ -195,9 +195,9 @@ def _stand_in(stack: LayerStack, parent: Node) -> Iterator[str]:
         if status.st_mode & stat.S_ISGID and not upper.owners:
             os.chown(name, -1, status.st_gid, dir_fd=workdir.fd)
             os.chmod(name, 0o2700, dir_fd=workdir.fd)
-        acl = system.get_xattr(upper.fd, parent.path, _DEFAULT_ACL)
+        acl = system.get_xattr(upper.fd, parent.path, DEFAULT_ACL)
         if acl is not None:
-            system.set_xattr(workdir.fd, name, _DEFAULT_ACL, acl)
+            system.set_xattr(workdir.fd, name, DEFAULT_ACL, acl)
         yield name
     finally:
         workdir.discard(name)

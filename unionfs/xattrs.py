@@ -16,6 +16,12 @@ from unionfs.copyup import copy_up, writable
 from unionfs.resolve import Node, top
 from unionfs.stack import LayerStack
 
+ACCESS_ACL: Final = "system.posix_acl_access"
+DEFAULT_ACL: Final = "system.posix_acl_default"
+"""Which directories alone have."""
+ACLS: Final = (ACCESS_ACL, DEFAULT_ACL)
+_NO_ACL: Final = (b"", b"\2\0\0\0")
+"""Values that say the same as there being none."""
 _FREE: Final = "user."
 """The namespace of attributes that only files and directories have (xattr(7))."""
 _TRUSTED: Final = "trusted."
@@ -58,10 +64,15 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
 
     Raises OSError: EROFS, EEXIST, ENODATA, EOPNOTSUPP, ENOSPC, …
     """
+    if name in ACLS and value in _NO_ACL:
+        remove(stack, node, name)
+        return
     writable(stack)
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_permitted(node, name)
+    if name == DEFAULT_ACL and not node.is_dir:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), node.path)
     if not node.upper:  # another name of it may be there: that does (ovl_xattr_set)
         copy_up(stack, node, data=False)
     place = top(stack, node)
@@ -72,12 +83,15 @@ def set(stack: LayerStack, node: Node, name: str, value: bytes, flags: int = 0) 
 def remove(stack: LayerStack, node: Node, name: str) -> None:
     """Remove an attribute.
 
-    Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up.
+    Raises OSError: EROFS, ENODATA, EOPNOTSUPP. A file without it is not copied up. Of a list that
+    upper has nothing is asked, nor of one for new files where there can be none (ovl_set_acl).
     """
     writable(stack)
     fileattr.refuse(stack, node, unmapped=errno.EPERM)
     _check_shown(stack, name, errno.EPERM)
     _check_permitted(node, name)
+    if name == DEFAULT_ACL and not node.is_dir:
+        return
     if not node.upper:
         get(stack, node, name)
         copy_up(stack, node, data=False)

@@ -37,6 +37,17 @@ _KERNEL_OPTIONS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _check(result: int, path: str | None = None) -> None:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), which Python lacks."""
+    _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
+
+
 class Door(View, Protocol):
     """The operations of a union; names and arguments are those of unionfs.UnionFS."""
 
@@ -159,14 +170,15 @@ class Folder:
     def link(self, src: str, dst: str) -> None:
         os.link(self._at(src), self._at(dst), follow_symlinks=False)
 
+    def link_open(self, fd: int, path: str) -> None:
+        os.link(f"/proc/self/fd/{fd}", self._at(path))
+
     def unlink(self, path: str) -> None:
         os.unlink(self._at(path))
 
     def rename(self, src: str, dst: str, flags: int = 0) -> None:
         source, target = os.fsencode(self._at(src)), os.fsencode(self._at(dst))
-        if _libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, flags):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), src, None, dst)
+        _check(_libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, flags), src)
 
     def truncate(self, path: str, length: int) -> None:
         os.truncate(self._at(path), length)

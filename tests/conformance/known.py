@@ -43,6 +43,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         frozenset(
             {
                 "flags-as-user",
+                "user-acl-clears-set-gid-lower",
                 "user-acl-lower",
                 "user-capabilities-of-a-file-held-open-lower",
                 "user-chmod-lower",

@@ -4,14 +4,16 @@ A step names an operation and its arguments, so that scenarios are tables. The p
 and turns every outcome into a value that compares: data, a snapshot's Seen, or an errno's name.
 """
 
+import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, cast, final
 
-from tests.conformance.doors import Door, confined, watched
+from tests.conformance.doors import Door, Folder, confined, fallocate, watched
 from tests.privilege import IN_USER_NAMESPACE, NO_DEVICES, NO_FLAGS, NO_INDEX, NO_REDIRECTS
 from tests.tree import (
     APPEND,
@@ -200,6 +202,16 @@ class Player:
         finally:
             os.close(handle)
 
+    def write_direct(self, path: str, data: bytes, offset: int) -> int:
+        """Past the kernel's cache. data, offset: whole blocks."""
+        handle = self.door.os_open(self._at(path), os.O_WRONLY | os.O_DIRECT | os.O_CREAT, 0o666)
+        try:
+            with mmap.mmap(-1, len(data)) as block:
+                block[:] = data
+                return os.pwrite(handle, block, offset)
+        finally:
+            os.close(handle)
+
     def touch(self, path: str, flags: int, mode: int = 0o666) -> None:
         """Open and close at once."""
         os.close(self.door.os_open(self._at(path), flags, mode))
@@ -237,11 +249,36 @@ class Player:
     def fallocate(self, name: str, offset: int, length: int) -> None:
         os.posix_fallocate(self.files[name], offset, length)
 
+    def allocate(self, name: str, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) itself, without the C library's help."""
+        fallocate(self.files[name], mode, offset, length)
+
     def seek_hole(self, name: str) -> int:
         return os.lseek(self.files[name], 0, os.SEEK_HOLE)
 
+    def seek(self, name: str, offset: int, whence: int) -> int:
+        return os.lseek(self.files[name], offset, whence)
+
+    def map_shared(self, name: str, data: bytes, offset: int) -> None:
+        """Write through a shared mapping of the file, as long as it is."""
+        with mmap.mmap(self.files[name], 0) as view:
+            view[offset : offset + len(data)] = data
+
+    def flock(self, name: str, operation: int) -> None:
+        fcntl.flock(self.files[name], operation)
+
+    def futime(self, name: str, ns: tuple[int, int]) -> None:
+        os.utime(self.files[name], ns=ns)
+
+    def fsetxattr(self, name: str, attribute: str, value: bytes) -> None:
+        os.setxattr(self.files[name], attribute, value)
+
     def copy_range(self, source: str, target: str, length: int) -> int:
         return os.copy_file_range(self.files[source], self.files[target], length, 0, 0)
+
+    def flink(self, name: str, path: str) -> None:
+        """Name an open file, by a mount: one without a name (O_TMPFILE), or with others."""
+        cast(Folder, self.door).link_open(self.files[name], self._at(path))
 
     def flist(self, name: str) -> list[str]:
         """The names in an open directory."""

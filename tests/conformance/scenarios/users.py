@@ -3,10 +3,16 @@
 import os
 
 from tests.conformance.play import Scenario, do
-from tests.tree import Tree, acl, directory, file
+from tests.tree import CAPABILITY, Tree, acl, directory, file
 
 _USER = 1000
-_CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # net_bind_service
+_ACL = acl(
+    ("user_obj", 0, 7),
+    ("user", 1, 7),
+    ("group_obj", 0, 5),
+    ("mask", 0, 7),
+    ("other", 0, 0),
+)
 _LAYER: Tree = {
     "own": file(b"mine", 0o644, _USER, _USER),
     "setid": file(b"mine", 0o6777, _USER, _USER),
@@ -99,10 +105,10 @@ _STORIES = {
     "capabilities-of-a-file-held-open": (
         do("open", "w", "own", os.O_RDWR, user=_USER),
         do("fwrite", "w", b"one", 0, user=_USER),
-        do("setxattr", "own", "security.capability", _CAPABILITY),
+        do("setxattr", "own", "security.capability", CAPABILITY),
         do("fwrite", "w", b"two", 0, user=_USER),
         do("listxattr", "own"),
-        do("setxattr", "own", "security.capability", _CAPABILITY),
+        do("setxattr", "own", "security.capability", CAPABILITY),
         do("fwrite", "w", b"two", 0),
         do("listxattr", "own"),
     ),
@@ -162,6 +168,14 @@ _STORIES = {
         do("write", "granted", b"by acl", user=_USER),
         do("write", "granted", b"x", user=1001),
         do("access", "granted", os.W_OK),
+    ),
+    "acl-clears-set-gid": (
+        do("chown", "setid", -1, 77),
+        do("chmod", "setid", 0o6745),
+        do("setxattr", "setid", "system.posix_acl_access", _ACL, user=_USER),
+        do("lstat", "setid"),
+        do("setxattr", "setgid-only", "system.posix_acl_access", _ACL, user=_USER),
+        do("lstat", "setgid-only"),
     ),
     "devices": (
         do("mknod", "home/dev", 0o020600, os.makedev(1, 3), user=_USER),
