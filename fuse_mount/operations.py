@@ -623,7 +623,7 @@ class Operations(pyfuse3.Operations):
             self.inodes.hand_back()
             self._set(changed, attr, fields)
         else:
-            self._set_open(self._file_of(changed, fh), attr, fields)
+            self._set_open(self._upper_file_of(changed, fh), attr, fields)
         return self._attributes(changed)
 
     def _refused(self, fields: SetattrFields, fh: int | None) -> int:
@@ -651,6 +651,13 @@ class Operations(pyfuse3.Operations):
                 return file
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
+    def _upper_file_of(self, inode: Inode, fh: int | None) -> File:
+        """The same, whose file is upper's from now on: no lower one is changed."""
+        file = self._file_of(inode, fh)
+        if file.lower:
+            self._copy_nameless(inode)
+        return file
+
     def _set(self, inode: Inode, attr: EntryAttributes, fields: SetattrFields) -> None:
         node = inode.node
         if fields.update_size:
@@ -665,8 +672,6 @@ class Operations(pyfuse3.Operations):
 
     def _set_open(self, file: File, attr: EntryAttributes, fields: SetattrFields) -> None:
         """The same for a file that has no name any more."""
-        if file.lower:
-            self._copy_nameless(file.inode)
         path = f"/proc/self/fd/{file.fd}"
         if fields.update_size:
             os.truncate(path, attr.st_size)
@@ -728,18 +733,42 @@ class Operations(pyfuse3.Operations):
         hidden = xattrs.ACLS if self._no_acl else ()
         return [os.fsencode(name) for name in names if name not in hidden]
 
+    async def _to_change(
+        self, inode: int, name: str, ctx: RequestContext
+    ) -> tuple[Inode, int | None]:
+        """The inode whose attribute is to change, with a descriptor if it was removed."""
+        self._check_xattr(name)
+        copyup.writable(self._stack)
+        changed = self.inodes[inode]
+        fd = self._upper_file_of(changed, None).fd if self._is_removed(changed) else None
+        if name == xattrs.ACCESS_ACL:
+            await self._drop_set_gid(changed, fd, ctx)
+        return changed, fd
+
+    async def _drop_set_gid(self, inode: Inode, fd: int | None, ctx: RequestContext) -> None:
+        """From a file whose access list is changed by its owner, who is not of its group.
+
+        fd: as `_to_change` has it. Rule: ovl_set_acl (fs/overlayfs/inode.c).
+        """
+        status = self._status(inode)
+        group = self._groups.shown(status.st_gid)
+        if not status.st_mode & stat.S_ISGID or _may_keep_set_gid(ctx, group):
+            return
+        kept = stat.S_IMODE(status.st_mode & ~stat.S_ISGID)
+        if fd is not None:
+            os.fchmod(fd, kept)
+            return
+        fileattr.refuse(self._stack, inode.node)
+        await self._copy_up(inode, data=False)
+        changes.chmod(self._stack, inode.node, kept)
+
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         text = os.fsdecode(name)
-        self._check_xattr(text)
-        changed = self.inodes[inode]
-        fd = self._nameless(changed)
-        if text == xattrs.ACCESS_ACL:
-            await self._drop_set_gid(changed, ctx)
+        changed, fd = await self._to_change(inode, text, ctx)
         if fd is not None:
             system.set_xattr(fd, "", markers.on_disk(self._stack.prefix, text), value)
             return
-        copyup.writable(self._stack)
         fileattr.refuse(self._stack, changed.node)
         await self._copy_up(changed, data=False)
         xattrs.set(self._stack, changed.node, text, value)
@@ -747,35 +776,12 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         text = os.fsdecode(name)
-        self._check_xattr(text)
-        changed = self.inodes[inode]
-        fd = self._nameless(changed)
-        if text == xattrs.ACCESS_ACL:
-            await self._drop_set_gid(changed, ctx)
+        changed, fd = await self._to_change(inode, text, ctx)
         if fd is not None:
             system.remove_xattr(fd, "", markers.on_disk(self._stack.prefix, text))
             return
         with self._following(changed):
             xattrs.remove(self._stack, changed.node, text)
-
-    async def _drop_set_gid(self, inode: Inode, ctx: RequestContext) -> None:
-        """From a file whose access list is changed by its owner, who is not of its group.
-
-        Rule: ovl_set_acl (fs/overlayfs/inode.c).
-        """
-        status = self._status(inode)
-        group = self._groups.shown(status.st_gid)
-        if not status.st_mode & stat.S_ISGID or _may_keep_set_gid(ctx, group):
-            return
-        kept = stat.S_IMODE(status.st_mode & ~stat.S_ISGID)
-        fd = self._nameless(inode)
-        if fd is not None:
-            os.fchmod(fd, kept)
-            return
-        copyup.writable(self._stack)
-        fileattr.refuse(self._stack, inode.node)
-        await self._copy_up(inode, data=False)
-        changes.chmod(self._stack, inode.node, kept)
 
     # Files.
 

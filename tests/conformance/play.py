@@ -253,9 +253,6 @@ class Player:
         """fallocate(2) itself, without the C library's help."""
         fallocate(self.files[name], mode, offset, length)
 
-    def seek_hole(self, name: str) -> int:
-        return os.lseek(self.files[name], 0, os.SEEK_HOLE)
-
     def seek(self, name: str, offset: int, whence: int) -> int:
         return os.lseek(self.files[name], offset, whence)
 

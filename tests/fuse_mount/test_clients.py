@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.doors import Layers, fuse, kernel
+from tests.conformance.doors import Layers, fallocate, fuse, kernel
 from tests.privilege import IN_USER_NAMESPACE
 from tests.tree import build, error_name, file
 from unionfs import system
@@ -109,6 +109,22 @@ def test_files_that_the_disk_has_yet_to_bring(layers: Layers) -> None:
     assert layers.complaints() == []
 
 
+def test_attributes_of_a_removed_file_are_not_set_in_its_layer(layers: Layers) -> None:
+    lower = f"{layers.lower[0]}/f"
+    build(layers.lower[0], {"f": file(b"data", xattrs={"user.old": b"1"})})
+    with fuse(layers):
+        fd = os.open(f"{layers.target}/f", os.O_RDONLY)
+        try:
+            os.unlink(f"{layers.target}/f")
+            os.setxattr(fd, "user.new", b"1")
+            os.removexattr(fd, "user.old")
+            assert os.listxattr(fd) == ["user.new"]
+            assert os.pread(fd, 9, 0) == b"data"
+        finally:
+            os.close(fd)
+    assert os.listxattr(lower) == ["user.old"]
+
+
 Opener = Callable[..., int]
 """Opens a name in the directory; "" is the directory itself."""
 
@@ -138,9 +154,7 @@ CALLS: dict[str, Callable[[Opener, Path], object]] = {
     "FIONREAD": lambda at, top: fcntl.ioctl(at("0"), termios.FIONREAD, bytes(8)),
     "unknown ioctl": lambda at, top: fcntl.ioctl(at("0"), 0x5EADBEEF, bytes(8)),
     "FIBMAP": lambda at, top: fcntl.ioctl(at("0"), 1, struct.pack("i", 0)),
-    "hole punched": lambda at, top: _raw(
-        "fallocate", at("0"), 3, ctypes.c_long(0), ctypes.c_long(2)
-    ),
+    "hole punched": lambda at, top: fallocate(at("0"), 3, 0, 2),
     "SEEK_HOLE": lambda at, top: os.lseek(at("0"), 0, os.SEEK_HOLE),
     "SEEK_DATA past the end": lambda at, top: os.lseek(at("0"), 1 << 40, os.SEEK_DATA),
     "copy_file_range": lambda at, top: os.copy_file_range(at("0"), at("1"), 3),
