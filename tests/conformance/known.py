@@ -99,6 +99,11 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         "FUSE counts down the links of a removed file, overlayfs not those of a lower one",
     ),
     Known(
+        frozenset({"flags-immutable-as-user"}),
+        _FUSE,
+        "the kernel refuses who has no right to a file before it asks whether the file is immutable",
+    ),
+    Known(
         frozenset({"write-fallocate"}),
         _PURE,
         "pyfuse3 has no fallocate operation: the C library writes a byte a block instead",

@@ -171,6 +171,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         lower=({"own": file(b"", uid=1234, gid=1234), "file": file()},),
     ),
     Scenario(
+        "flags-immutable-as-user",
+        (
+            do("truncate", "file", 1, user=1234),
+            do("write", "file", b"w", user=1234),
+            do("touch", "dir/new", os.O_CREAT | os.O_WRONLY, user=1234),
+            do("unlink", "dir/in", user=1234),
+        ),
+        lower=({**_flagged("file", IMMUTABLE), "dir": _flagged("dir", IMMUTABLE)["dir"]},),
+    ),
+    Scenario(
         "flags-of-upper-itself",
         (
             do("getflags", "file"),
