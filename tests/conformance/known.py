@@ -101,7 +101,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
     Known(
         frozenset({"flags-immutable-as-user"}),
         _FUSE,
-        "the kernel refuses who has no right to a file before it asks whether the file is immutable",
+        "who has no right to a file is refused before anyone asks whether it is immutable",
     ),
     Known(
         frozenset({"write-fallocate"}),
