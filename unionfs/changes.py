@@ -209,17 +209,21 @@ def _set_opaque(stack: LayerStack, path: str) -> None:
 
 
 def unlink(stack: LayerStack, parent: Node, name: str, node: Node) -> None:
-    """Remove a name of a file, which is no directory."""
+    """Remove a name of a file. Raises OSError EISDIR for a directory."""
     fileattr.refuse_removal(stack, parent, node)
+    if node.is_dir:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), node.path)
     _remove(stack, parent, name, node)
 
 
 def rmdir(stack: LayerStack, parent: Node, name: str, node: Node) -> None:
     """Remove an empty directory.
 
-    Raises OSError ENOTEMPTY where the union shows anything in it.
+    Raises OSError: ENOTDIR; ENOTEMPTY where the union shows anything in it.
     """
     fileattr.refuse_removal(stack, parent, node)
+    if not node.is_dir:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), node.path)
     _check_empty(stack, node)
     _remove(stack, parent, name, node)
 
@@ -299,10 +303,11 @@ def rename(
 ) -> None:
     """Move a name, over what the new one names, or exchange the two (RENAME_EXCHANGE).
 
-    The caller has checked what the kernel's VFS checks: kinds that do not match, RENAME_NOREPLACE,
-    a directory moved below itself.
+    The caller has checked what the kernel's VFS checks of names: RENAME_NOREPLACE, a directory
+    moved below itself.
 
-    Raises OSError: ENOTEMPTY; EXDEV for a lower directory that the options keep in its place.
+    Raises OSError: ENOTDIR and EISDIR for what cannot replace the other; ENOTEMPTY; EXDEV for a
+    lower directory that the options keep in its place.
     """
     upper = writable(stack)
     exchange = bool(flags & system.RENAME_EXCHANGE)
@@ -310,6 +315,9 @@ def rename(
     refuse_rename(stack, old_parent, old, new_parent, new)
     if new is not None and _same_file(stack, old, new):
         return
+    if new is not None and not exchange and new.is_dir != old.is_dir:
+        number = errno.EISDIR if new.is_dir else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), new.path)
     _make_movable(stack, old)
     if new is not None and exchange:
         _make_movable(stack, new)

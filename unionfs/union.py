@@ -425,8 +425,6 @@ class UnionFS:
     def unlink(self, path: str) -> None:
         """As os.unlink."""
         parent, name, node = self._existing(path)
-        if node.is_dir:
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         changes.unlink(self.stack, parent, name, node)
 
     @_operation
@@ -436,8 +434,6 @@ class UnionFS:
         number = {".": errno.EINVAL, "..": errno.ENOTEMPTY, "": errno.EBUSY}.get(name)
         if number is not None:
             raise OSError(number, os.strerror(number), path)
-        if not node.is_dir:
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         changes.rmdir(self.stack, parent, name, node)
 
     def rmtree(self, path: str | os.PathLike[str]) -> None:
@@ -482,11 +478,6 @@ class UnionFS:
             raise OSError(number, os.strerror(number), src)
         if old is new:
             return
-        if new is not None and not exchange:
-            if old.is_dir and not new.is_dir:
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), src)
-            if new.is_dir and not old.is_dir:
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), src)
         self._nodes.forget(old_parent, old_name)
         self._nodes.forget(new_parent, new_name)
         changes.rename(self.stack, old_parent, old_name, old, new_parent, new_name, new, flags)

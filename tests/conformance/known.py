@@ -99,9 +99,9 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
         "FUSE counts down the links of a removed file, overlayfs not those of a lower one",
     ),
     Known(
-        frozenset({"flags-immutable-as-user"}),
+        frozenset({"flags-checked-first"}),
         _FUSE,
-        "who has no right to a file is refused before anyone asks whether it is immutable",
+        "what the kernel checks by itself, kinds and rights, comes before flags, which we check",
     ),
     Known(
         frozenset({"write-fallocate"}),

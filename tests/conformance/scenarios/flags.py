@@ -171,8 +171,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         lower=({"own": file(b"", uid=1234, gid=1234), "file": file()},),
     ),
     Scenario(
-        "flags-immutable-as-user",
+        "flags-checked-first",
         (
+            do("unlink", "dir"),
+            do("rmdir", "file"),
+            do("rename", "else", "file"),
+            do("rename", "other", "dir"),
+            do("removexattr", "file", "system.posix_acl_default"),
             do("truncate", "file", 1, user=1234),
             do("write", "file", b"w", user=1234),
             do("touch", "dir/new", os.O_CREAT | os.O_WRONLY, user=1234),
