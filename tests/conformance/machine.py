@@ -520,7 +520,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.mounted)
     @rule(handle=_HANDLES)
     def list_open(self, handle: str) -> None:
-        self.both(do("flist", handle))
+        self.both(do("fscandir", handle))
 
     # Looking.
 

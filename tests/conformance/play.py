@@ -8,7 +8,7 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast, final
@@ -157,7 +157,7 @@ class Player:
 
     def scandir(self, path: str) -> list[tuple[str, str]]:
         """Names and types, as the directory itself tells them."""
-        return sorted((entry.name, _type(entry)) for entry in self.door.scandir(self._at(path)))
+        return _types(self.door.scandir(self._at(path)))
 
     def access(self, path: str, mode: int) -> bool:
         return self.door.access(self._at(path), mode)
@@ -204,7 +204,8 @@ class Player:
 
     def write_direct(self, path: str, data: bytes, offset: int) -> int:
         """Past the kernel's cache. data, offset: whole blocks."""
-        handle = self.door.os_open(self._at(path), os.O_WRONLY | os.O_DIRECT | os.O_CREAT, 0o666)
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_DIRECT | os.O_CREAT
+        handle = self.door.os_open(self._at(path), flags, 0o666)
         try:
             with mmap.mmap(-1, len(data)) as block:
                 block[:] = data
@@ -277,9 +278,10 @@ class Player:
         """Name an open file, by a mount: one without a name (O_TMPFILE), or with others."""
         cast(Folder, self.door).link_open(self.files[name], self._at(path))
 
-    def flist(self, name: str) -> list[str]:
-        """The names in an open directory."""
-        return sorted(os.listdir(self.files[name]))
+    def fscandir(self, name: str) -> list[tuple[str, str]]:
+        """As scandir, of an open directory."""
+        with os.scandir(self.files[name]) as entries:
+            return _types(entries)
 
     def fclose(self, name: str) -> None:
         os.close(self.files.pop(name))
@@ -364,6 +366,10 @@ def better(step: str, expected: object, actual: object) -> bool:
         hidden = [entry for entry in expected if entry not in actual]
         return sorted(actual + hidden) == expected and all(kind == "special" for _, kind in hidden)
     return False
+
+
+def _types(entries: Iterable[Any]) -> list[tuple[str, str]]:
+    return sorted((entry.name, _type(entry)) for entry in entries)
 
 
 def _type(entry: Any) -> str:

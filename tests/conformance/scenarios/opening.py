@@ -220,7 +220,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         "open-directory-descriptors",
         (
             do("open", "d", "dir", os.O_RDONLY | os.O_DIRECTORY),
-            do("flist", "d"),
+            do("fscandir", "d"),
             do("write", "dir/new", b""),
             do("unlink", "dir/in"),
             do("fsync", "d"),
@@ -234,7 +234,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         (
             do("open", "d", "e", os.O_RDONLY | os.O_DIRECTORY),
             do("rmdir", "e"),
-            do("flist", "d"),
+            do("fscandir", "d"),
             do("lstat", "e"),
         ),
         lower=({"e": directory()},),
