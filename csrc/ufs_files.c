@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "ufs_calls.h"
+#include "ufs_serve.h"
 
 enum {
     UFS_CACHED_MAX = 128 << 10, /* larger files are worth their setting up of passthrough */
@@ -405,13 +406,41 @@ int ufs_on_fsync(struct ufs_turn *turn)
     return 0;
 }
 
+/* Whether the kernel's cache may hold what was written to a node's file. */
+static bool is_written(const struct ufs_table *table, const struct ufs_node *node)
+{
+    if (!node || !node->open || node->open->backing)
+        return false;
+    for (int fd = node->open->first; fd != -1; fd = table->files[fd].next)
+        if ((table->files[fd].flags & O_ACCMODE) != O_RDONLY)
+            return true;
+    return false;
+}
+
+/* The kernel asks where the data is before it has written out what it keeps (fuse_lseek). */
+static void have_written_out(struct ufs_turn *turn)
+{
+    bool written;
+
+    pthread_mutex_lock(&turn->table->lock);
+    written = is_written(turn->table, ufs_node(turn->table, turn->in->nodeid));
+    pthread_mutex_unlock(&turn->table->lock);
+    if (!written)
+        return;
+    ufs_step_aside(turn); /* for who answers the writes */
+    ufs_invalidate(turn->session, turn->in->nodeid, true);
+}
+
 int ufs_on_lseek(struct ufs_turn *turn)
 {
     const struct fuse_lseek_in *in = turn->argument;
     struct fuse_lseek_out *out = ufs_room(turn, sizeof *out);
-    int fd = descriptor(turn, in->fh);
-    off_t offset = fd == -1 ? -1 : lseek(fd, (off_t)in->offset, (int)in->whence);
+    off_t offset;
+    int fd;
 
+    have_written_out(turn);
+    fd = descriptor(turn, in->fh);
+    offset = fd == -1 ? -1 : lseek(fd, (off_t)in->offset, (int)in->whence);
     if (offset == -1)
         return -errno;
     out->offset = (uint64_t)offset;

@@ -8,6 +8,7 @@ from tests.tree import Tree, acl, directory, file, sparse, symlink
 _ACL = acl(
     ("user_obj", 0, 6), ("user", 1234, 6), ("group_obj", 0, 4), ("mask", 0, 6), ("other", 0, 4)
 )
+_CAPABILITY = bytes.fromhex("0100000200040000" + "00" * 12)
 _RICH = file(
     b"rich",
     0o640,
@@ -109,6 +110,24 @@ SCENARIOS: tuple[Scenario, ...] = (
         lower=({"f": file(b"copied data")},),
     ),
     Scenario(
+        "write-seek",
+        (
+            do("open", "w", "new", os.O_RDWR | os.O_CREAT),
+            do("fwrite", "w", b"data"),
+            do("seek", "w", 0, os.SEEK_DATA),
+            do("seek", "w", 0, os.SEEK_HOLE),
+            do("seek", "w", 4, os.SEEK_DATA),
+            do("ftruncate", "w", 1 << 20),
+            do("fwrite", "w", b"more", 1 << 19),
+            do("seek", "w", 1 << 18, os.SEEK_DATA),
+            do("map_shared", "w", b"mapped", 1 << 17),
+            do("open", "r", "new", os.O_RDONLY),
+            do("seek", "r", 1 << 16, os.SEEK_DATA),
+            do("seek", "r", (1 << 19) + 1, os.SEEK_HOLE),
+        ),
+        lower=({},),
+    ),
+    Scenario(
         "write-through-symlink",
         (
             do("write", "link", b"by link"),
@@ -152,6 +171,11 @@ SCENARIOS: tuple[Scenario, ...] = (
         lower=({"f": file(b"old", 0o6755, 5, 6)},),
     ),
     Scenario(
+        "write-set-id-file-with-capability",
+        (do("write", "f", b"new", 0), do("lstat", "f"), do("listxattr", "f")),
+        lower=({"f": file(b"old", 0o6755, xattrs={"security.capability": _CAPABILITY})},),
+    ),
+    Scenario(
         "write-drops-capabilities",
         (
             do("getxattr", "f", "security.capability"),
@@ -170,7 +194,7 @@ SCENARIOS: tuple[Scenario, ...] = (
                 name: file(
                     b"old",
                     0o755,
-                    xattrs={"security.capability": bytes.fromhex("0100000200040000" + "00" * 12)},
+                    xattrs={"security.capability": _CAPABILITY},
                 )
                 for name in "fghi"
             },
