@@ -208,6 +208,7 @@ class TableInodes(Inodes):
         known = self._directories.get(number)
         if known is not None and known.names == parents and self._facts(known) == facts:
             node = known
+            node.guard = None  # which C may have set since
         return self._keep(number, node)
 
     def _facts(self, node: Node) -> _Facts:

@@ -139,6 +139,7 @@ KNOWN_DIFFERENCES: tuple[Known, ...] = (
                 "flags-held-open",
                 "flags-of-upper-itself",
                 "flags-set",
+                "flags-set-between",
             }
         ),
         _PURE,

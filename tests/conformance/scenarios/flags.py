@@ -161,6 +161,20 @@ SCENARIOS: tuple[Scenario, ...] = (
         lower=(_PLAIN,),
     ),
     Scenario(
+        "flags-set-between",
+        (
+            do("setxattr", "dir", "user.x", b"y"),
+            do("setflags", "dir", APPEND),
+            do("setxattr", "dir", "user.x", b"z"),
+            do("removexattr", "dir", "user.x"),
+            do("rename", "dir/sub", "dir/new"),
+            do("setflags", "dir", 0),
+            do("removexattr", "dir", "user.x"),
+            do("rename", "dir/sub", "dir/new"),
+        ),
+        lower=(_PLAIN,),
+    ),
+    Scenario(
         "flags-as-user",
         (
             do("setflags", "own", IMMUTABLE, user=1234),
