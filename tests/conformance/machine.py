@@ -99,6 +99,7 @@ _ACLS = st.sampled_from(
     ]
 )
 _FILE_FLAGS = st.sampled_from([0, 0, NODUMP, NODUMP | NOATIME, APPEND, IMMUTABLE])
+_GUARDS = APPEND | IMMUTABLE
 _NO_DEVICE = os.makedev(120, 7)  # left to experiments; Documentation/admin-guide/devices.txt
 _OPENED = st.sampled_from([os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_TRUNC])
 # linux/falloc.h: plain, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE; no FUSE filesystem is asked for others
@@ -125,7 +126,7 @@ def _trees(draw: st.DrawFn, upper: bool) -> Tree:
     for path in draw(st.lists(_PATHS, max_size=8 if not upper else 5, unique=True)):
         parts = path.split("/")
         above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-        if any(name in tree and tree[name].mode & 0o170000 != 0o040000 for name in above):
+        if any(name in tree and not stat.S_ISDIR(tree[name].mode) for name in above):
             continue
         if any(name.startswith(f"{path}/") for name in tree):
             continue
@@ -201,9 +202,13 @@ class Machine(RuleBasedStateMachine):
         return self.name != "library"
 
     @property
+    def by_fuse(self) -> bool:
+        return self.name.startswith("fuse")
+
+    @property
     def complete(self) -> bool:
         """Whether the door has what pyfuse3 lacks."""
-        return not self.name.startswith("fuse") or (self.name != "fuse-pure" and not self.options)
+        return not self.by_fuse or (self.name != "fuse-pure" and not self.options)
 
     @property
     def cached(self) -> bool:
@@ -213,7 +218,7 @@ class Machine(RuleBasedStateMachine):
     @property
     def names_matter(self) -> bool:
         """Whether the door knows by which of its names a file was used."""
-        return not ("index" in self.options and self.name.startswith("fuse"))
+        return not ("index" in self.options and self.by_fuse)
 
     @property
     def links_matter(self) -> bool:
@@ -229,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         expected, actual = map(self.comparable, outcomes)
         expected = self.forgiven(expected, actual)
         same = actual == expected or better(str(step), expected, actual)
-        same = same or (expected == "EPERM" and self.unasked(step, actual))
+        same = same or (expected == "EPERM" and self.by_fuse and self.unasked(step, actual))
         assert same, f"{step}: expected {expected}, got {actual}"
 
     def unasked(self, step: Step, outcome: object) -> bool:
@@ -419,10 +424,11 @@ class Machine(RuleBasedStateMachine):
     @rule(path=_PATHS, flags=_FILE_FLAGS, user=_USERS)
     def set_flags(self, path: str, flags: int, user: int) -> None:
         """The library's descriptors, the layers' own, know nothing of what guards a file."""
-        guards = 0 if self.mounted else APPEND | IMMUTABLE
-        self.guarded |= bool(flags & ~guards & (APPEND | IMMUTABLE))
+        if not self.mounted:
+            flags &= ~_GUARDS
+        self.guarded |= bool(flags & _GUARDS)
         if not self.is_device(path):
-            self.both(do("setflags", path, flags & ~guards), user)
+            self.both(do("setflags", path, flags), user)
 
     @precondition(lambda self: self.complete)
     @rule(path=_PATHS, user=_USERS)

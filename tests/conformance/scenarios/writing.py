@@ -3,12 +3,11 @@
 import os
 
 from tests.conformance.play import Scenario, do
-from tests.tree import Tree, acl, directory, file, sparse, symlink
+from tests.tree import CAPABILITY, Tree, acl, directory, file, sparse, symlink
 
 _ACL = acl(
     ("user_obj", 0, 6), ("user", 1234, 6), ("group_obj", 0, 4), ("mask", 0, 6), ("other", 0, 4)
 )
-_CAPABILITY = bytes.fromhex("0100000200040000" + "00" * 12)
 _RICH = file(
     b"rich",
     0o640,
@@ -173,7 +172,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "write-set-id-file-with-capability",
         (do("write", "f", b"new", 0), do("lstat", "f"), do("listxattr", "f")),
-        lower=({"f": file(b"old", 0o6755, xattrs={"security.capability": _CAPABILITY})},),
+        lower=({"f": file(b"old", 0o6755, xattrs={"security.capability": CAPABILITY})},),
     ),
     Scenario(
         "write-drops-capabilities",
@@ -194,7 +193,7 @@ SCENARIOS: tuple[Scenario, ...] = (
                 name: file(
                     b"old",
                     0o755,
-                    xattrs={"security.capability": _CAPABILITY},
+                    xattrs={"security.capability": CAPABILITY},
                 )
                 for name in "fghi"
             },
