@@ -31,8 +31,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Final, final
-from uuid import uuid4
 
 import click
 from rich.console import Console
@@ -139,7 +139,11 @@ UNPACK: Final[Mapping[str, Tool]] = {
 }
 IMPORT: Final[Mapping[str, Tool]] = {
     OURS: Tool(lambda at: [_store("image", "import", f"{at}/layout")]),
-    "podman": Tool(lambda at: [_podman("load", "-i", f"{at}/layout")]),
+    "podman": Tool(
+        lambda at: [_podman("load", "-i", "layout")],
+        # the path is read as an image's name, which not every path is
+        lambda at: [["ln", "-s", f"{at}/layout", "layout"]],
+    ),
 }
 MAKE: Final[Mapping[str, Tool]] = {
     OURS: Tool(
@@ -169,7 +173,7 @@ COMMIT: Final[Mapping[str, Tool]] = {
     "podman": Tool(
         lambda at: [_podman("commit", "--quiet", "container", "made")],
         lambda at: [
-            ["cp", "-a", f"{at}/base", "base"],
+            ["ln", "-s", f"{at}/base", "base"],
             _podman("load", "-i", "base"),
             _podman("create", "--name", "container", "localhost/base", "true"),
             [*_ALONE, _FILL_PODMAN, "podman", str(at)],
@@ -282,17 +286,6 @@ def measure(folder: Path, sources: Path, tool: Tool) -> tuple[float, float, int]
     return seconds, computed, sum(f.lstat().st_size for f in files if f.is_file())
 
 
-@contextmanager
-def _room(folder: str) -> Iterator[Path]:
-    """A new directory there whose path podman can read as an image's name, as it insists on."""
-    place = Path(folder, f"layers-{uuid4().hex[:8]}")
-    place.mkdir()
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place)
-
-
 def _computed() -> float:
     """Seconds of processors that the commands so far took."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -325,8 +318,8 @@ def bench(rounds: int, quick: bool, folder: str, output: Path | None) -> None:
     console = Console()
     found: list[Row] = []
     for name, tree in (QUICK if quick else TREES).items():
-        with _room(folder) as place:
-            found += rows(place, name, tree, rounds)
+        with TemporaryDirectory(prefix="layers-", dir=folder) as place:
+            found += rows(Path(place), name, tree, rounds)
         _show(console, tree, [row for row in found if row.tree == name])
     report.write(output, "layers", folder, rounds, found)
 
