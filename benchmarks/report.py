@@ -17,7 +17,7 @@ _OPTIONS: Final = (
     click.option("--quick", is_flag=True, help="Small amounts: for a look, or a test."),
     click.option(
         "--folder",
-        type=click.Path(exists=True, file_okay=False),
+        type=click.Path(exists=True, file_okay=False, resolve_path=True),
         default="/var/tmp",
         show_default=True,
         help="Where to work.",
